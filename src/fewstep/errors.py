@@ -1,0 +1,93 @@
+"""Every error that fewstep raises on purpose, with its exit code and its HTTP status.
+
+A message is one line that names the input, the reason and the fix: ``steps is 0: at least one step is needed,
+give --steps 1 or more``. A traceback is shown only with ``--debug``.
+
+FewstepError
+├── UsageError          a value that a person gave is out of range or contradicts another
+│   └── RecipeError     the same, in a recipe file
+├── NotFoundError       a name (model, recipe, file) that does not exist here
+├── CheckpointError     a weight file or folder that is refused: broken, foreign or unsafe
+├── DataError           training data or an input image that cannot be used
+├── DependencyError     an optional package is missing; the message carries the install command
+├── OutputError         a result cannot be written where it was asked for
+├── RunError            a training run cannot go on (locked folder, non-finite losses, changed recipe)
+├── EngineError         a model failed while drawing
+└── Cancelled           the caller asked to stop
+"""
+
+from __future__ import annotations
+
+
+class FewstepError(Exception):
+    """Base of all errors raised on purpose. Never raised itself."""
+
+    exit_code = 1
+    http_status = 500
+
+
+class UsageError(FewstepError, ValueError):
+    """A value out of range, or two values that contradict each other."""
+
+    exit_code = 2
+    http_status = 422
+
+
+class RecipeError(UsageError):
+    """A recipe file that does not follow the schema."""
+
+
+class CheckpointError(FewstepError):
+    """A weight file or model folder that is refused: broken, of a foreign kind, or unsafe."""
+
+    exit_code = 3
+    http_status = 422
+
+
+class NotFoundError(FewstepError, LookupError):
+    """A name that is not known here; the message lists what there is."""
+
+    exit_code = 4
+    http_status = 404
+
+
+class DependencyError(FewstepError, ImportError):
+    """An optional package is missing; the message carries the install command."""
+
+    exit_code = 5
+    http_status = 501
+
+
+class DataError(FewstepError):
+    """Training data or an input image that cannot be used."""
+
+    exit_code = 6
+    http_status = 422
+
+
+class OutputError(FewstepError, OSError):
+    """A result that cannot be written: folder not writable, disk full."""
+
+    exit_code = 7
+    http_status = 507
+
+
+class RunError(FewstepError):
+    """A training run that cannot start or go on."""
+
+    exit_code = 8
+    http_status = 409
+
+
+class EngineError(FewstepError):
+    """A model that failed while drawing, or drew something that is not finite."""
+
+    exit_code = 9
+    http_status = 500
+
+
+class Cancelled(FewstepError):
+    """The caller asked to stop; 130 is what shells report for an interrupt."""
+
+    exit_code = 130
+    http_status = 499
