@@ -1,0 +1,102 @@
+# GNU make. Everything here can also be typed by hand: the commands stand in README.md and CONTRIBUTING.md.
+#
+# .venv is made on first use. An extra counts as installed while its stamp in .venv/.extras is newer than
+# pyproject.toml and constraints.txt; extras are only ever added, so `make image` keeps a training environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+
+PROMPT ?= a red apple, noto style, on a sky blue background
+ARGS ?=
+EXTRAS ?= upscale
+SET ?=
+
+# Prompts are free text: they reach the program through the environment, unexpanded by make and unseen by the shell.
+# `unexport` because exporting PROMPT itself would expand a `$` in it.
+unexport PROMPT
+export FEWSTEP_PROMPT := $(value PROMPT)
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+STAMPS := $(VENV)/.extras
+BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+DEVELOP := $(STAMPS)/upscale+train+dev
+
+.DEFAULT_GOAL := help
+.PHONY: help image env test unit check format-check lint types imports format bench train-bundled studio soak
+.SUFFIXES:
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
+
+image: $(STAMPS)/upscale ## draw PROMPT="..." with the bundled model; ARGS="--seed 3 --n 4" adds options
+	@"$(BIN)/fewstep" generate $(ARGS) -- "$$FEWSTEP_PROMPT"
+
+env: | $(VENV)/pyvenv.cfg ## create or update .venv with EXTRAS="upscale,train,dev"
+	@$(call install,$(subst $(comma), ,$(EXTRAS)))
+
+test: $(DEVELOP) ## all tests except soak
+	"$(BIN)/python" -m pytest -m "not soak" $(ARGS)
+
+unit: $(DEVELOP) ## the fast tests (under 90 seconds)
+	"$(BIN)/python" -m pytest -m "not slow and not soak" $(ARGS)
+
+soak: $(DEVELOP) ## load, fuzz and long runs
+	"$(BIN)/python" -m pytest -m soak $(ARGS)
+
+check: format-check lint types imports ## formatting, lint, types, import order
+
+format-check: $(DEVELOP)
+	"$(BIN)/ruff" format --check .
+
+lint: $(DEVELOP)
+	"$(BIN)/ruff" check .
+
+types: $(DEVELOP)
+	"$(BIN)/mypy"
+
+imports: $(DEVELOP)
+	"$(BIN)/lint-imports"
+
+format: $(DEVELOP) ## rewrite the code in the house format
+	"$(BIN)/ruff" check --fix .
+	"$(BIN)/ruff" format .
+
+bench: $(STAMPS)/upscale+train ## every benchmark: a table on the screen, JSON in benchmarks/
+	@test -n "$(BENCHMARKS)" || { echo "make bench: there is no benchmark in benchmarks/ yet" >&2; exit 1; }
+	@for file in $(BENCHMARKS); do echo "== $$file" >&2; "$(BIN)/python" "$$file" || exit 1; done
+
+train-bundled: $(STAMPS)/upscale+train ## train emoji-128 from nothing and export it (many hours; goes on where it stopped)
+	"$(BIN)/fewstep" data emoji-128
+	"$(BIN)/fewstep" train emoji-128/autoencoder --resume $(SET)
+	"$(BIN)/fewstep" train emoji-128/denoiser --resume $(SET)
+	"$(BIN)/fewstep" export weights/emoji-128 --out src/fewstep/bundled/emoji-128
+
+studio: ## the web studio
+	@test -d src/fewstep/studio || { echo "make studio: the studio is not written yet; use make image PROMPT=\"...\"" >&2; exit 1; }
+	@$(MAKE) --no-print-directory env EXTRAS=serve,upscale
+	"$(BIN)/fewstep" studio $(ARGS)
+
+# $(call install,extra extra ...): one pip run for all of them, then one stamp each.
+define install
+echo "Installing fewstep[$(subst $(space),$(comma),$(strip $(1)))] into $(VENV) ..." >&2 \
+&& "$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+   -e ".[$(subst $(space),$(comma),$(strip $(1)))]" \
+&& mkdir -p $(STAMPS) && touch $(addprefix $(STAMPS)/,$(1))
+endef
+
+$(VENV)/pyvenv.cfg:
+	@"$(PYTHON)" -c "import sys; sys.version_info >= (3, 11) or sys.exit('fewstep needs Python 3.11 or newer, this is ' + sys.version.split()[0] + ': set PYTHON=python3.11')"
+	"$(PYTHON)" -m venv $(VENV)
+
+# A stamp names one extra (`upscale`) or several joined by a plus sign (`upscale+train+dev`).
+$(STAMPS)/%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	@$(call install,$(subst +, ,$*))
+	@touch $@
