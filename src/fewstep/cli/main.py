@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from fewstep.cli.coercion import use_plain_types
 from fewstep.errors import Cancelled, FewstepError
 
 COMMANDS: dict[str, str] = {
@@ -34,8 +35,18 @@ EPILOG = "Every command takes --debug: show the traceback of an error."
 _DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
+class _Command(TyperCommand):
+    """A command whose options are converted without pydantic."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return use_plain_types(super().get_params(ctx))
+
+
 class _LazyGroup(TyperGroup):
     """A group whose commands are imported when they run, and not to list them."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return use_plain_types(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -60,7 +71,7 @@ class _LazyGroup(TyperGroup):
 def _load(name: str) -> Any:
     module = importlib.import_module(f"fewstep.cli.{name}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name=name, epilog=EPILOG)(module.command)
+    app.command(name=name, cls=_Command, epilog=EPILOG)(module.command)
     return get_command(app)
 
 
