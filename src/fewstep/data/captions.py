@@ -57,7 +57,8 @@ _BARE: Final = frozenset(
         "curly hair",
         "red hair",
         "leafy green",
-        *"aries taurus gemini cancer leo virgo libra scorpio sagittarius capricorn aquarius pisces ophiuchus".split(),
+        *"aries taurus gemini cancer leo virgo libra scorpio".split(),
+        *"sagittarius capricorn aquarius pisces ophiuchus".split(),
     }
 )
 # Words that end the head of a noun phrase: "glass of milk", "dog with hat", "beach with umbrella".
@@ -72,8 +73,8 @@ _A: Final = re.compile(r"uni(?!mp)|use|usu|eu|ewe|one\b|once|ufo|ut[ie]|uk", re.
 def object_text(label: str) -> str:
     """Turn a Unicode short name into words for a caption, without article.
 
-    Typographic quotes go, and colons become words: "man: red hair" is "man with red hair", "man walking: facing
-    right" is "man walking facing right", "family: man, boy" is "family of man and boy".
+    Typographic quotes go, and colons become words: "man: red hair" is "man with red hair", "man walking:
+    facing right" is "man walking facing right", "family: man, boy" is "family of man and boy".
     """
     text = label.replace("’", "'").replace("“", "").replace("”", "")
     text = re.sub(r"^(\w+): bald$", r"bald \1", text)
