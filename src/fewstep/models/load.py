@@ -1,0 +1,226 @@
+"""Pipeline folders in diffusers' layout: reading them by known classes only, and writing them.
+
+A folder is hostile until checked: ``model_index.json`` may name any class of any library, so only the
+pairs in :data:`CLASSES` are accepted, nothing in the folder is imported, and weights are safetensors or
+refused. The folder's ``fewstep.json`` is the sampling contract (how the checkpoint must be sampled);
+``scheduler/scheduler_config.json`` says the same to plain diffusers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.checkpoint import atomic, safetensors
+from fewstep.diffusion.contract import SamplingContract
+from fewstep.errors import CheckpointError, NotFoundError
+from fewstep.models.components import Components
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+
+CONTRACT_FILE = "fewstep.json"
+
+CLASSES = {
+    "vae": {("diffusers", "AutoencoderKL")},
+    "unet": {("diffusers", "UNet2DConditionModel")},
+    "text_encoder": {("transformers", "BertModel"), ("transformers", "CLIPTextModel")},
+    "tokenizer": {
+        ("transformers", "BertTokenizer"),
+        ("transformers", "BertTokenizerFast"),
+        ("transformers", "CLIPTokenizer"),
+    },
+    "scheduler": {("diffusers", "DDIMScheduler")},
+}
+"""Accepted (library, class) of each part of ``model_index.json``."""
+
+
+def pipeline(folder: str | Path, *, dtype: torch.dtype | None = None) -> Components:
+    """Load a pipeline folder that :func:`save_pipeline`, or another tool with the same classes, wrote.
+
+    Args:
+        folder: a folder with ``model_index.json`` and ``fewstep.json``.
+        dtype: type of the weights in memory, float32 when not given (files are float16).
+
+    Raises:
+        NotFoundError: there is no such folder.
+        CheckpointError: a part is missing, of a foreign class, a pickle, or broken.
+    """
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise NotFoundError(f"{root}: no such folder; give a folder with a model_index.json")
+    index = check_index(root)
+    kind = dtype or torch.float32
+    try:
+        return Components(
+            autoencoder=autoencoder(root / "vae", dtype=kind),
+            denoiser=_from_pretrained(UNet2DConditionModel, root / "unet", kind),
+            text_encoder=_text_encoder(root, index["text_encoder"][1], kind),
+            tokenizer=_tokenizer(root, index["tokenizer"][1]),
+            contract=contract(root),
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{root}: cannot be loaded ({text}); fetch or export the folder again"
+        ) from error
+
+
+def autoencoder(folder: str | Path, *, dtype: torch.dtype | None = None) -> AutoencoderKL:
+    """Load the ``vae`` folder of a pipeline in evaluation mode; raises as :func:`pipeline` does."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    loaded: AutoencoderKL = _from_pretrained(AutoencoderKL, Path(folder), dtype or torch.float32)
+    return loaded
+
+
+def text_parts(folder: str | Path) -> tuple[Any, Any]:
+    """Only ``text_encoder`` and ``tokenizer`` of a pipeline folder, float32; raises as `pipeline`."""
+    import torch
+
+    root = Path(folder)
+    encoder_class = (
+        "BertModel" if _config(root / "text_encoder").get("model_type") == "bert" else "CLIPTextModel"
+    )
+    tokenizer_class = "BertTokenizer" if encoder_class == "BertModel" else "CLIPTokenizer"
+    return _text_encoder(root, encoder_class, torch.float32), _tokenizer(root, tokenizer_class)
+
+
+def contract(root: Path) -> SamplingContract:
+    """The sampling contract of a pipeline folder.
+
+    Raises:
+        CheckpointError: ``fewstep.json`` is missing or does not follow the contract's schema.
+    """
+    path = root / CONTRACT_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{root}: no {CONTRACT_FILE}, so it is not known how to sample it; add the file"
+        )
+    return SamplingContract.from_json(path.read_text(encoding="utf-8"))
+
+
+def check_index(root: Path) -> dict[str, list[str]]:
+    """Read ``model_index.json`` and refuse what is not in :data:`CLASSES`.
+
+    Raises:
+        CheckpointError: missing, not JSON, a part missing or of a class that is not accepted.
+    """
+    path = root / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{root}: no readable model_index.json; is it a diffusers folder?") from error
+    if not isinstance(index, dict) or index.get("_class_name") != "StableDiffusionPipeline":
+        raise CheckpointError(f"{path}: not a StableDiffusionPipeline; only that kind is read so far")
+    for part, accepted in CLASSES.items():
+        named = index.get(part)
+        pair = tuple(named) if isinstance(named, list) and len(named) == 2 else None
+        if pair not in accepted:
+            names = ", ".join(sorted(".".join(p) for p in accepted))
+            raise CheckpointError(f"{path}: {part} is {named!r}; only {names} is accepted")
+    return index
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: no readable config.json; fetch or export the folder again"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder}/config.json: not an object; fetch or export the folder again")
+    # transformers would import modules that auto_map names; nothing of ours has one.
+    if "auto_map" in config:
+        raise CheckpointError(
+            f"{folder}/config.json: auto_map asks for code from the folder; remove that entry"
+        )
+    return config
+
+
+def _from_pretrained(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+    _config(folder)
+    safetensors.check_content(folder / "diffusion_pytorch_model.safetensors")
+    model = cls.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, low_cpu_mem_usage=False
+    )
+    return model.eval().requires_grad_(False)
+
+
+def _text_encoder(root: Path, class_name: str, dtype: torch.dtype) -> Any:
+    import transformers
+
+    _config(root / "text_encoder")
+    safetensors.check_content(root / "text_encoder" / "model.safetensors")
+    cls = getattr(transformers, class_name)
+    model = cls.from_pretrained(
+        root / "text_encoder", local_files_only=True, use_safetensors=True, dtype=dtype
+    )
+    return model.eval().requires_grad_(False)
+
+
+def _tokenizer(root: Path, class_name: str) -> Any:
+    import transformers
+
+    return getattr(transformers, class_name).from_pretrained(root / "tokenizer", local_files_only=True)
+
+
+def save_pipeline(
+    folder: str | Path, components: Components, *, model_card: str, half: bool = True, replace: bool = False
+) -> None:
+    """Write a pipeline folder that plain ``StableDiffusionPipeline.from_pretrained`` opens; all or nothing.
+
+    Args:
+        folder: where it goes; must not exist unless ``replace``.
+        components: networks in any type; written as float16 when ``half``, which halves the files and,
+        for the
+            bundled model, changes no pixel by more than one level.
+        model_card: text of ``README.md``.
+        half: write float16 weights.
+        replace: put the new folder in the place of an old one.
+
+    Raises:
+        OutputError: the folder exists, or cannot be written.
+    """
+    import copy
+
+    import torch
+    from diffusers import DDIMScheduler, __version__
+
+    kind = torch.float16 if half else torch.float32
+    with atomic.folder(folder, replace=replace) as root:
+        for name, part in (
+            ("vae", components.autoencoder),
+            ("unet", components.denoiser),
+            ("text_encoder", components.text_encoder),
+        ):
+            copy.deepcopy(part).to(kind).save_pretrained(root / name)
+        components.tokenizer.save_pretrained(root / "tokenizer")
+        DDIMScheduler(**components.contract.scheduler_config()).save_pretrained(root / "scheduler")
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": __version__,
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", type(components.text_encoder).__name__],
+            "tokenizer": ["transformers", _plain_name(type(components.tokenizer).__name__)],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        }
+        atomic.write_text(root / "model_index.json", json.dumps(index, indent=2) + "\n")
+        atomic.write_text(root / CONTRACT_FILE, components.contract.to_json() + "\n")
+        atomic.write_text(root / "README.md", model_card)
+
+
+def _plain_name(tokenizer_class: str) -> str:
+    return tokenizer_class.removesuffix("Fast")
