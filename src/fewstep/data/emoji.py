@@ -19,7 +19,7 @@ import logging
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,101 +32,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewstep.checkpoint import atomic
+from fewstep.data.emoji_sets import (
+    GROUPS,
+    LABELS_PACKAGE,
+    LABELS_VERSION,
+    SOURCES,
+    STYLES,
+    check_known,
+    terms,
+)
 from fewstep.data.quality import BadSamples
 from fewstep.data.sources import npm
 from fewstep.data.split import object_held_out
-from fewstep.errors import DataError, DependencyError, UsageError
+from fewstep.errors import DataError, DependencyError
 
 logger = logging.getLogger(__name__)
 
 CANVAS: Final = 128
 DRAWING: Final = 112
-CHANGES: Final = "rasterised, recomposed on plain backgrounds, used as training data"
 _FORMAT: Final = 1
 
-
-@dataclass(frozen=True, slots=True)
-class DrawingSource:
-    """One emoji set: where it comes from and on which terms."""
-
-    style: str
-    package: str
-    version: str
-    holder: str
-    url: str
-    licence: str
-    licence_url: str
-
-
-_CC_BY = ("CC-BY-4.0", "https://creativecommons.org/licenses/by/4.0/")
-_FLUENT = (
-    "Microsoft Corporation",
-    "https://github.com/microsoft/fluentui-emoji",
-    "MIT",
-    "https://github.com/microsoft/fluentui-emoji/blob/main/LICENSE",
-)
-
-SOURCES: Final[Mapping[str, DrawingSource]] = {
-    source.style: source
-    for source in (
-        DrawingSource(
-            "noto",
-            "@iconify-json/noto",
-            "1.2.9",
-            "Google",
-            "https://github.com/googlefonts/noto-emoji",
-            "Apache-2.0",
-            "https://github.com/googlefonts/noto-emoji/blob/main/svg/LICENSE",
-        ),
-        DrawingSource(
-            "twemoji",
-            "@iconify-json/twemoji",
-            "1.2.5",
-            "Twitter, Inc and other contributors",
-            "https://github.com/jdecked/twemoji",
-            *_CC_BY,
-        ),
-        DrawingSource("fluent flat", "@iconify-json/fluent-emoji-flat", "1.2.6", *_FLUENT),
-        DrawingSource("fluent 3d", "@iconify-json/fluent-emoji", "1.2.7", *_FLUENT),
-        DrawingSource(
-            "emojione",
-            "@iconify-json/emojione",
-            "1.2.3",
-            "EmojiOne 2.x (EmojiTwo)",
-            "https://github.com/EmojiTwo/emojitwo",
-            *_CC_BY,
-        ),
-        # Iconify's metadata says Apache-2.0, which is the licence of fxemoji's code, not of its drawings.
-        DrawingSource(
-            "firefox",
-            "@iconify-json/fxemoji",
-            "1.2.2",
-            "Mozilla",
-            "https://github.com/mozilla/fxemoji",
-            *_CC_BY,
-        ),
-    )
-}
-"""The six sets by the style word that captions use."""
-
-STYLES: Final = tuple(SOURCES)
-GROUPS: Final = (
-    "smileys-emotion",
-    "people-body",
-    "animals-nature",
-    "food-drink",
-    "travel-places",
-    "activities",
-    "objects",
-    "symbols",
-)
-LABELS_PACKAGE: Final = "emojibase-data"
-LABELS_VERSION: Final = "17.0.0"
-PACKAGES: Final[Mapping[str, str]] = {s.package: s.version for s in SOURCES.values()} | {
-    LABELS_PACKAGE: LABELS_VERSION,
-    "emojibase": LABELS_VERSION,
-}
-"""npm packages and exact versions; emojibase only because emojibase-data names it as a peer."""
 
 _CLOCKS = re.compile(r"o.clock$|-thirty$")
 _WORD_ARROWS = re.compile(r"^[A-Z!]{2,} arrow$")  # BACK, END, ON!, SOON, TOP: letters over an arrow
@@ -179,19 +104,6 @@ class Drawings:
     sources: tuple[dict[str, str], ...]
 
 
-def fetch_packages(cache: Path, styles: Sequence[str] = STYLES) -> Path:
-    """Fetch the npm packages that `styles` need into `cache`; return the folder for `build_drawings`.
-
-    Raises:
-        UsageError: an unknown style.
-        DependencyError: the npm client is missing.
-        DataError: npm failed.
-    """
-    _check_known("style", styles, STYLES)
-    wanted = {SOURCES[style].package for style in styles} | {LABELS_PACKAGE, "emojibase"}
-    return npm.fetch({name: version for name, version in PACKAGES.items() if name in wanted}, cache)
-
-
 def build_drawings(
     folder: Path,
     packages: Path,
@@ -210,7 +122,7 @@ def build_drawings(
 
     Args:
         folder: where the set goes.
-        packages: folder of npm packages, laid out as node_modules (see `fetch_packages`).
+        packages: folder of npm packages, laid out as node_modules (see `emoji_sets.fetch_packages`).
         styles: style words to take, in the order of the result.
         groups: Unicode groups to take.
         letters: take signs that consist of letters or numbers as well ("OK button", "input numbers").
@@ -224,8 +136,8 @@ def build_drawings(
         DependencyError: resvg-py is missing.
         OutputError: the folder cannot be written.
     """
-    _check_known("style", styles, STYLES)
-    _check_known("group", groups, GROUPS)
+    check_known("style", styles, STYLES)
+    check_known("group", groups, GROUPS)
     versions = {style: npm.package_version(packages, SOURCES[style].package) for style in styles}
     labels_version = npm.package_version(packages, LABELS_PACKAGE)
     key = {
@@ -271,7 +183,7 @@ def build_drawings(
             "key": key,
             "drawings": len(items),
             "fingerprint": _fingerprint(temporary),
-            "sources": [_terms(SOURCES[style], versions[style]) for style in styles],
+            "sources": [terms(style, versions[style]) for style in styles],
             "labels": {"package": LABELS_PACKAGE, "version": labels_version, "licence": "MIT"},
         }
         (temporary / "set.json").write_text(json.dumps(description, indent=1) + "\n", "utf-8")
@@ -446,10 +358,6 @@ def _open_same(folder: Path, key: dict[str, object]) -> Drawings:
     return drawings
 
 
-def _terms(source: DrawingSource, version: str) -> dict[str, str]:
-    return asdict(source) | {"version": version, "changed": CHANGES}
-
-
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in ("drawings.npy", "drawings.jsonl"):
@@ -463,9 +371,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); install the package again") from error
-
-
-def _check_known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
-    wrong = [name for name in names if name not in known]
-    if wrong or not names:
-        raise UsageError(f"{kind} {wrong or 'list is empty'}: known are {', '.join(known)}")
