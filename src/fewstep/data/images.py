@@ -26,6 +26,10 @@ _PLAIN: Final = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr", "RGBX"})
 _ALPHA: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _DEEP: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 
+# Pillow only warns about sizes that are refused here. Appended, so that it never overrides an application's
+# own filter, and not a catch_warnings block, which is not safe in a loader thread.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
+
 Source = str | os.PathLike[str] | bytes
 
 
@@ -53,20 +57,18 @@ def open_image(
     Raises:
         DataError: not there, empty, not an image, cut off, of a mode without a meaning here, or too large.
     """
-    image, what = _open(source, name, max_pixels)
+    image, what = open_header(source, name=name, max_pixels=max_pixels)
     if image.mode not in _PLAIN | _ALPHA | _DEEP:
         raise DataError(f"{what}: colour mode {image.mode} has no meaning here; save it as 8-bit RGB")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata is not the caller's business
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode in _DEEP:
-                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-            elif image.mode in _ALPHA or "transparency" in image.info:
-                over = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", over.size, (*background, 255)), over)
-            return np.asarray(image.convert("RGB"))
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode in _DEEP:
+            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        elif image.mode in _ALPHA or "transparency" in image.info:
+            over = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", over.size, (*background, 255)), over)
+        return np.asarray(image.convert("RGB"))
     except Exception as error:  # cut-off data, broken streams, metadata bombs
         raise _refused(what, error) from error
 
@@ -97,7 +99,7 @@ def image_size(source: Source, *, name: str | None = None, max_pixels: int = MAX
     Raises:
         DataError: as `open_image`, but for damage behind the header.
     """
-    image, what = _open(source, name, max_pixels)
+    image, what = open_header(source, name=name, max_pixels=max_pixels)
     with image:
         try:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
@@ -106,7 +108,17 @@ def image_size(source: Source, *, name: str | None = None, max_pixels: int = MAX
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def _open(source: Source, name: str | None, max_pixels: int) -> tuple[Image.Image, str]:
+def open_header(
+    source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, str]:
+    """Open an image for its header and metadata alone, with every check that comes before decoding.
+
+    Returns:
+        The Pillow image, nothing of it decoded, and what to call it in errors.
+
+    Raises:
+        DataError: not there, empty, not an image, or too large.
+    """
     if isinstance(source, bytes):
         data, what = source, name or "image"
     else:
@@ -127,9 +139,7 @@ def _open(source: Source, name: str | None, max_pixels: int) -> tuple[Image.Imag
     if not data:
         raise DataError(f"{what}: empty file; give an image")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about sizes that are refused below
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         known = ", ".join(FORMATS)
         raise DataError(f"{what}: not an image of a known kind; give one of {known}") from None
