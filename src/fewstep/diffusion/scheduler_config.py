@@ -1,0 +1,83 @@
+"""A sampling contract as diffusers' ``scheduler_config.json``, so that plain diffusers is right unaided."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fewstep.errors import UsageError
+
+if TYPE_CHECKING:
+    from fewstep.diffusion.contract import SamplingContract
+
+_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_small"}),
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}),
+    "euler": ("EulerDiscreteScheduler", {"final_sigmas_type": "zero"}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {"clip_sample": False}),
+    "dpmpp_2m": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"},
+    ),
+    "dpmpp_2m_sde": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"},
+    ),
+    "unipc": (
+        "UniPCMultistepScheduler",
+        {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero"},
+    ),
+    "lcm": ("LCMScheduler", {"clip_sample": False, "set_alpha_to_one": True, "original_inference_steps": 50}),
+    "tcd": ("TCDScheduler", {"clip_sample": False, "set_alpha_to_one": True, "original_inference_steps": 50}),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
+}
+
+_DIFFUSERS_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
+_WITH_SIGMA_SPACINGS = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+
+
+def scheduler_config(contract: SamplingContract) -> dict[str, Any]:
+    """The configuration of the diffusers scheduler that samples as the contract says.
+
+    The images agree from the same noise where diffusers visits the same times: for ``ddim`` and trailing
+    spacing at step counts that divide T. diffusers has no place for explicit timesteps, a start timestep,
+    gamma or eta: these are arguments of its pipelines.
+
+    Raises:
+        UsageError: diffusers has no scheduler for this contract.
+    """
+    class_name, extra = _CLASSES[contract.solver]
+    spec = contract.schedule
+    if contract.solver == "flow_euler":
+        return {
+            "_class_name": class_name,
+            "num_train_timesteps": spec.num_train_timesteps,
+            "shift": spec.shift,
+        }
+    if spec.name not in _DIFFUSERS_SCHEDULES:
+        raise UsageError(
+            f"diffusers has no {class_name} for {spec.name} schedules: use the solver flow_euler"
+        )
+    spacing: dict[str, Any] = {"timestep_spacing": contract.spacing}
+    if contract.spacing in ("karras", "exponential") and contract.solver in _WITH_SIGMA_SPACINGS:
+        spacing = {"timestep_spacing": "linspace", f"use_{contract.spacing}_sigmas": True}
+    elif contract.spacing == "lcm" and contract.solver in ("lcm", "tcd"):
+        spacing = {}  # these two schedulers know no other
+    elif contract.spacing not in ("trailing", "leading", "linspace"):
+        raise UsageError(f"diffusers' {class_name} has no {contract.spacing} spacing: use trailing")
+    if spec.rescale_zero_terminal_snr:
+        if contract.solver in ("plms", "heun"):
+            raise UsageError(f"diffusers' {class_name} has no zero terminal SNR: use the solver ddim")
+        extra = {**extra, "rescale_betas_zero_snr": True}
+    return {
+        "_class_name": class_name,
+        "num_train_timesteps": spec.num_train_timesteps,
+        "beta_schedule": _DIFFUSERS_SCHEDULES[spec.name],
+        "beta_start": spec.beta_start,
+        "beta_end": spec.beta_end,
+        "prediction_type": contract.prediction_type,
+        "steps_offset": contract.steps_offset,
+        **spacing,
+        **extra,
+    }
