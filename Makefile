@@ -26,11 +26,12 @@ empty :=
 space := $(empty) $(empty)
 STAMPS := $(VENV)/.extras
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
-DEVELOP := $(STAMPS)/upscale+train+dev
+DEVELOP := $(addprefix $(STAMPS)/,upscale train dev)
 
 .DEFAULT_GOAL := help
 .PHONY: help image env test unit check format-check lint types imports format bench train-bundled studio soak
 .SUFFIXES:
+.NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -69,11 +70,11 @@ format: $(DEVELOP) ## rewrite the code in the house format
 	"$(BIN)/ruff" check --fix .
 	"$(BIN)/ruff" format .
 
-bench: $(STAMPS)/upscale+train ## every benchmark: a table on the screen, JSON in benchmarks/
+bench: $(STAMPS)/upscale $(STAMPS)/train ## every benchmark: a table on the screen, JSON in benchmarks/
 	@test -n "$(BENCHMARKS)" || { echo "make bench: there is no benchmark in benchmarks/ yet" >&2; exit 1; }
 	@for file in $(BENCHMARKS); do echo "== $$file" >&2; "$(BIN)/python" "$$file" || exit 1; done
 
-train-bundled: $(STAMPS)/upscale+train ## train emoji-128 from nothing and export it (many hours; goes on where it stopped)
+train-bundled: $(STAMPS)/upscale $(STAMPS)/train ## train emoji-128 from nothing and export it (many hours; goes on where it stopped)
 	"$(BIN)/fewstep" data emoji-128
 	"$(BIN)/fewstep" train emoji-128/autoencoder --resume $(SET)
 	"$(BIN)/fewstep" train emoji-128/denoiser --resume $(SET)
@@ -96,7 +97,5 @@ $(VENV)/pyvenv.cfg:
 	@"$(PYTHON)" -c "import sys; sys.version_info >= (3, 11) or sys.exit('fewstep needs Python 3.11 or newer, this is ' + sys.version.split()[0] + ': set PYTHON=python3.11')"
 	"$(PYTHON)" -m venv $(VENV)
 
-# A stamp names one extra (`upscale`) or several joined by a plus sign (`upscale+train+dev`).
 $(STAMPS)/%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
-	@$(call install,$(subst +, ,$*))
-	@touch $@
+	@$(call install,$*)
