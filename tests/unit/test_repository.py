@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fewstep.data.emoji import CHANGES, SOURCES, DrawingSource
+from fewstep.data.emoji_sets import CHANGES, SOURCES, DrawingSource
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fewstep"
