@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
+import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +34,7 @@ def run_lock(run_folder: Path) -> Iterator[None]:
         raise RunError(f"{run_folder}: {_explain(run_folder)}") from None
     except (OSError, NotImplementedError) as error:
         raise RunError(f"{run_folder}: cannot be locked ({error}); choose a writable local folder") from error
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    holder = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     try:
         atomic.write_text(run_folder / "lock.json", json.dumps(holder) + "\n")
         yield
@@ -51,7 +51,7 @@ def _explain(run_folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "another run holds its lock; wait for it or choose another folder"
     message = f"a run with pid {pid} on host {host} holds its lock since {since}"
-    if host != socket.gethostname():
+    if host != platform.node():
         stale = f"if that machine is gone, the lock is stale: delete {run_folder / 'lock'} and start again"
         return f"{message}; {stale}"
     return f"{message}; wait for it, stop it with: kill {pid}, or choose another folder"

@@ -5,17 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fewstep.errors import NotFoundError, RecipeError, RunError
-from fewstep.training.sections import RECIPES, AutoencoderRecipe, DenoiserRecipe, Recipe
+from fewstep.training.sections import RECIPES, AutoencoderRecipe, DenoiserRecipe, Recipe, explain
 
 __all__ = [
     "AutoencoderRecipe",
@@ -94,7 +93,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "rec
         # Through JSON, because strict JSON still takes a list where the schema says tuple.
         return RECIPES[kind].model_validate_json(encoded)
     except ValidationError as error:
-        raise RecipeError(f"{source}: {_explain(RECIPES[kind], error)}") from None
+        raise RecipeError(f"{source}: {explain(RECIPES[kind], error)}") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -246,41 +245,3 @@ def _override(values: dict[str, Any], text: str) -> None:
             raise RecipeError(f"--set {text}: {part} is a value, not a section; set it directly")
         target = inner
     target[parts[-1]] = _yaml(value, f"--set {text}")
-
-
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
-    messages = []
-    for item in error.errors():
-        location = [str(part) for part in item["loc"]]
-        key = ".".join(location)
-        if item["type"] == "extra_forbidden":
-            allowed = sorted(_keys(model, location[:-1]))
-            near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
-            fix = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(allowed)}"
-            messages.append(f"unknown key {key!r}; {fix}")
-        elif item["type"] == "missing":
-            messages.append(f"{key} is missing; add it")
-        else:
-            messages.append(f"{key} is {_short(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}")
-    return "; ".join(messages[:5])
-
-
-def _keys(model: type[BaseModel], location: Iterable[str]) -> set[str]:
-    current: type[BaseModel] | None = model
-    for part in location:
-        field = current.model_fields.get(part) if current else None
-        current = _model_in(field.annotation) if field else None
-    return set(current.model_fields) if current else set()
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
-    return None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

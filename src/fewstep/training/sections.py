@@ -5,9 +5,12 @@ All lengths of time are counted in images seen, so that a recipe means the same 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+import types
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -24,7 +27,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where samples come from; ``options`` are those of the source and are checked by it."""
 
-    source: str
+    source: Literal["drawings", "cache", "folder", "table", "webdataset", "huggingface"]
     path: str
     batch_size: Images = 32
     """Images per optimiser step, over all processes and accumulated parts."""
@@ -200,3 +203,42 @@ RECIPES: dict[str, type[AutoencoderRecipe] | type[DenoiserRecipe]] = {
     "autoencoder": AutoencoderRecipe,
     "denoiser": DenoiserRecipe,
 }
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> str:
+    """Say in one line what is wrong where; an unknown key comes with the nearest right one."""
+    messages = []
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        key = ".".join(location)
+        if item["type"] == "extra_forbidden":
+            allowed = sorted(_keys(model, location[:-1]))
+            near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
+            fix = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(allowed)}"
+            messages.append(f"unknown key {key!r}; {fix}")
+        elif item["type"] == "missing":
+            messages.append(f"{key} is missing; add it")
+        else:
+            messages.append(f"{key} is {_short(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}")
+    return "; ".join(messages[:5])
+
+
+def _keys(model: type[BaseModel], location: Iterable[str]) -> set[str]:
+    current: type[BaseModel] | None = model
+    for part in location:
+        field = current.model_fields.get(part) if current else None
+        current = _model_in(field.annotation) if field else None
+    return set(current.model_fields) if current else set()
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
+    return None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

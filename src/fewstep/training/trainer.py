@@ -15,6 +15,7 @@ from fewstep.checkpoint import atomic, safetensors
 from fewstep.errors import NotFoundError, RecipeError, RunError
 from fewstep.models.ema import Ema
 from fewstep.training import checkpointing
+from fewstep.training.datasets import open_dataset
 from fewstep.training.feed import Dataset, Plan, feed
 from fewstep.training.guards import NonFiniteGuard
 from fewstep.training.lock import run_lock
@@ -95,7 +96,7 @@ def train(
     """
     task = make_task(recipe)
     if dataset is None:
-        dataset = open_dataset(recipe)
+        dataset = open_dataset(recipe.data)
     return run_task(
         task,
         recipe,
@@ -128,21 +129,6 @@ def make_task(recipe: Recipe) -> Task:
         source = _weights_file(Path(recipe.init_from).expanduser(), recipe.kind)
         checkpointing.copy_into(task.roles[recipe.kind].weights, safetensors.load_torch(source), source)
     return task
-
-
-def open_dataset(recipe: LoopRecipe) -> Dataset:
-    """Open what ``recipe.data`` names.
-
-    Raises:
-        RecipeError: an unknown source or option.
-    """
-    from fewstep import data
-
-    section = recipe.data
-    opener = getattr(data, "open_dataset", None)
-    if opener is None:
-        raise RecipeError(f"data.source {section.source!r}: this build opens no datasets; pass dataset=")
-    return cast(Dataset, opener(section.source, section.path, **section.options))
 
 
 def run_task(
