@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+from fewstep.errors import DependencyError
 
 BASE = "base"
 _REQUIREMENT = re.compile(r"^\s*(?P<name>[\w.-]+)\s*(?:\[(?P<extras>[\w,\s-]+)\])?(?P<rest>.*)$")
@@ -111,3 +114,18 @@ def _join(arguments: list[str]) -> str:
 
         return subprocess.list2cmdline(arguments)
     return shlex.join(arguments)
+
+
+def require(extra: str, package: str, purpose: str) -> None:
+    """Refuse to go on without a package.
+
+    Args:
+        extra: the extra that brings the package.
+        package: name it is imported by.
+        purpose: what needs it, as the subject of a sentence.
+
+    Raises:
+        DependencyError: it is not installed; the message has the command that installs it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise DependencyError(f"{purpose} needs {package}, which is not installed; run: {pip_line(extra)}")

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from fewstep.cli import output
 from fewstep.cli.coercion import use_plain_types
 from fewstep.errors import Cancelled, FewstepError
 
@@ -142,7 +143,7 @@ def _report(error: BaseException, *, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    sys.stderr.write(f"fewstep: {' '.join(message.split())}\n")
+    output.note(message)
     return code
 
 

@@ -16,26 +16,32 @@ from fewstep.checkpoint import atomic
 from fewstep.errors import OutputError
 
 _NUMBERED = re.compile(r"^\.?(\d{5,9})[-.]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _CLAIM = ".{number:05d}.claim"
 # A claim is an empty file; one that a killed process left only makes its number unused until it is this old.
 _STALE_SECONDS = 86_400.0
 
 
 def result(text: str) -> None:
-    """Print one line of result to stdout."""
-    sys.stdout.write(text + "\n")
+    """Print a result to stdout."""
+    sys.stdout.write(printable(text) + "\n")
     sys.stdout.flush()
 
 
 def result_json(value: Mapping[str, Any], *, indent: int | None = None) -> None:
-    """Print one JSON value to stdout, on one line unless ``indent`` is given."""
-    result(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+    """Print one JSON value to stdout in ASCII, on one line unless ``indent`` is given."""
+    result(json.dumps(value, indent=indent, allow_nan=False))
 
 
 def note(text: str) -> None:
     """Print one line about what happens to stderr."""
-    sys.stderr.write(f"fewstep: {' '.join(text.split())}\n")
+    sys.stderr.write(f"fewstep: {printable(' '.join(text.split()))}\n")
     sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """Escape control characters: text out of a file or a name must not be able to steer a terminal."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 @contextlib.contextmanager
@@ -95,3 +101,18 @@ def _highest(folder: Path) -> int:
 def _taken(folder: Path, number: int) -> bool:
     """Whether a process that has just let go of this number wrote its file after we listed the folder."""
     return any(folder.glob(f"{number:05d}-*"))
+
+
+def show_logs(*, quiet: bool) -> None:
+    """Print fewstep's log messages to stderr: all of them, or from warnings on when ``quiet``."""
+    import logging
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+            note(prefix + record.getMessage())
+
+    logger = logging.getLogger("fewstep")
+    logger.handlers = [Notes()]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,54 @@
+"""``fewstep data``: the drawing set of a recipe, built on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.cli import output
+from fewstep.cli.choices import one_of
+from fewstep.cli.installed import require
+from fewstep.cli.progress import progress
+
+RECIPES = ("emoji-128",)
+CACHE = Path(".cache")
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="Name of the recipe folder: emoji-128.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Default .cache/RECIPE/drawings.")
+    ] = None,
+    packages: Annotated[
+        Path | None,
+        typer.Option("--packages", metavar="DIR", help="Folder of npm packages; default: fetched."),
+    ] = None,
+    styles: Annotated[
+        list[str] | None, typer.Option("--style", help="Take only this style; may be repeated.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a set that was built from something else.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Prepare the training data of a recipe, and print its folder.
+
+    Fetches the openly licensed emoji packages and renders their drawings. A set that is there is kept.
+    """
+    one_of("RECIPE", recipe, RECIPES)
+    require("train", "resvg_py", "rendering the drawings")
+    from fewstep.data import emoji, emoji_sets
+
+    chosen = tuple(styles) if styles else emoji_sets.STYLES
+    emoji_sets.check_known("style", chosen, emoji_sets.STYLES)
+    output.show_logs(quiet=quiet)
+    if packages is None:
+        packages = emoji_sets.fetch_packages(CACHE / "npm", chosen)
+    with progress("drawings", quiet=quiet) as report:
+        drawings = emoji.build_drawings(
+            out or CACHE / recipe / "drawings", packages, styles=chosen, replace=replace, on_progress=report
+        )
+    output.note(f"{len(drawings.items)} drawings, fingerprint {drawings.fingerprint[:10]}")
+    output.result(str(drawings.folder))
