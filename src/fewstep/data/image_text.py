@@ -185,6 +185,7 @@ class ImageText:
                 return cover(image, *self._size, place=place), current
             except DataError as error:
                 self.bad.add(self._source.key(number), _reason(error))
+                self.bad.write()
         raise DataError("no sample of the set can be read any more; check the disk")
 
 
