@@ -48,7 +48,7 @@ class ImageTextOptions(Section):
     random_crop: bool = False
     mirror: bool = False
     filters: FiltersOptions = FiltersOptions()
-    source: dict[str, str | None] = {}
+    source: dict[str, str | None] = Field(default_factory=dict)
     """Passed to the source itself: columns, split, reader."""
 
 

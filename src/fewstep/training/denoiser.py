@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from fewstep.diffusion.noise_levels import sample_t
 from fewstep.diffusion.schedule import FlowSchedule, Schedule, make_schedule
+from fewstep.diffusion.weighting import weight
+from fewstep.errors import DataError, RecipeError
 from fewstep.training.objectives.denoising import denoising
 from fewstep.training.sections import DenoiserRecipe, NoiseSchedule
 from fewstep.training.task import Batch, Role, Sample
 
 ROLE = "denoiser"
+
+Times = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class DenoiserTask:
@@ -30,6 +35,9 @@ class DenoiserTask:
         unet = build.denoiser(dict(recipe.model))
         self.objective = recipe.objective
         self.schedule = noise_schedule(recipe.objective.schedule)
+        config: Any = unet.config
+        self._channels, self._text_width = int(config.in_channels), config.cross_attention_dim
+        self._check_options()
         self.roles: Mapping[str, Role] = {
             ROLE: Role(
                 module=unet,
@@ -40,22 +48,47 @@ class DenoiserTask:
             )
         }
 
+    def _check_options(self) -> None:
+        levels, weighting = self.objective.noise_levels, self.objective.weighting
+        try:
+            t = self._times(np.random.default_rng(0), 1)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"objective.noise_levels {levels.kind!r}: {error}") from None
+        try:
+            self._weights(t)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"objective.weighting {weighting.kind!r}: {error}") from None
+
+    def _times(self, rng: np.random.Generator, count: int) -> Times:
+        levels = self.objective.noise_levels
+        options: dict[str, Any] = dict(levels.options)
+        return np.asarray(sample_t(levels.kind, rng, count, self.schedule, **options), np.float64)
+
+    def _weights(self, t: Times) -> Times | None:
+        section, prediction_type = self.objective.weighting, self.objective.prediction_type
+        options: dict[str, Any] = dict(section.options)
+        if section.kind == "unit" and not options:
+            return None
+        return np.asarray(weight(section.kind, t, self.schedule, prediction_type, **options), np.float64)
+
     def draw(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Add noise and time, and drop the caption in a share of the images."""
-        from fewstep.diffusion import noise_levels
-
-        objective = self.objective
         latents = np.asarray(sample["latents"], np.float32)
-        levels = objective.noise_levels
+        if latents.shape[1] != self._channels or np.shape(sample["text"])[-1] != self._text_width:
+            raise DataError(
+                f"latents have {latents.shape[1]} channels and texts {np.shape(sample['text'])[-1]} features, "
+                f"but model.in_channels is {self._channels} and cross_attention_dim {self._text_width}; "
+                "use the cache that was made for this model"
+            )
         # Every image draws all three in this order, so that one setting does not change what another draws.
         noise = rng.standard_normal(latents.shape, dtype=np.float32)
-        dropped = rng.random() < objective.caption_dropout
-        t = noise_levels.sample_t(levels.kind, rng, len(latents), self.schedule, **levels.options)
+        dropped = rng.random() < self.objective.caption_dropout
+        t = self._times(rng, len(latents))
         text = np.asarray(sample["uncond"])[None] if dropped else sample["text"]
         return {
             "latents": latents,
             "noise": noise,
-            "t": np.asarray(t, np.float64),
+            "t": t,
             "text": np.asarray(text, np.float32),
         }
 
@@ -72,15 +105,6 @@ class DenoiserTask:
         images_seen: int,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Weighted denoising error per image; `fewstep.training.objectives.denoising`."""
-        from fewstep.diffusion import weighting
-
-        objective, t = self.objective, batch["t"]
-        kind = objective.weighting.kind
-        weight = None
-        if kind != "unit":
-            weight = weighting.weight(
-                kind, t, self.schedule, objective.prediction_type, **objective.weighting.options
-            )
 
         def network(x_t: torch.Tensor, model_time: torch.Tensor) -> torch.Tensor:
             output: torch.Tensor = modules[ROLE](
@@ -92,10 +116,10 @@ class DenoiserTask:
             network,
             batch["latents"],
             batch["noise"],
-            t,
+            batch["t"],
             schedule=self.schedule,
-            prediction_type=objective.prediction_type,
-            weight=weight,
+            prediction_type=self.objective.prediction_type,
+            weight=self._weights(batch["t"]),
         )
         return losses, {}
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -126,6 +126,12 @@ class AutoencoderObjective(Section):
     mse: NonNegative = 0.0
     kl: NonNegative = 1e-4
     adversarial: Adversarial | None = None
+
+    @model_validator(mode="after")
+    def _some_reconstruction(self) -> Self:
+        if not self.l1 + self.multiscale_l1 + self.mse > 0:
+            raise ValueError("l1, multiscale_l1 and mse are all 0: give one of them a weight")
+        return self
 
 
 class NoiseSchedule(Section):
