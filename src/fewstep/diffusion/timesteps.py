@@ -163,8 +163,10 @@ def _discrete_times(
         )
     i = np.arange(n, dtype=np.float64)
     if spacing == "trailing":
-        # Written as diffusers' arange counts, so that ties round the same way.
-        return np.round(total - i * (total / n)) - 1.0
+        # diffusers rounds numpy.arange(T, 0, -T / N), whose step is rounded against T first: so ties go its way. Not
+        # arange itself, which gives one value too many where its rounding falls short of 0.
+        step = (total - total / n) - total
+        return np.round(total + i * step) - 1.0
     if spacing == "leading":
         times = i[::-1] * (int(total) // n) + steps_offset
         if times[0] > schedule.terminal:

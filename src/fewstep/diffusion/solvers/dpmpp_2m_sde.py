@@ -1,4 +1,4 @@
-"""SDE-DPM-Solver++(2M): Lu 2022 (2211.01095), section 5.
+"""SDE-DPM-Solver++(2M): Lu 2022 (2211.01095), its section on diffusion SDEs.
 
 diffusers' ``sde-dpmsolver++`` with ``midpoint``.
 """

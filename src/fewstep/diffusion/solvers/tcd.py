@@ -1,4 +1,7 @@
-"""Strategic stochastic sampling of trajectory consistency models: Zheng 2024 (2402.19159), Algorithm 4."""
+"""Strategic stochastic sampling of trajectory consistency models: Zheng 2024 (2402.19159), gamma sampling.
+
+The jump is DDIM's (their trajectory function of first order), the way back up the forward process.
+"""
 
 from __future__ import annotations
 
