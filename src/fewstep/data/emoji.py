@@ -212,7 +212,7 @@ def open_drawings(folder: Path, *, verify: bool = False) -> Drawings:
         fingerprint, sources = str(description["fingerprint"]), tuple(description["sources"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{folder}: not a readable drawing set ({error}); build it with 'fewstep data emoji'"
+            f"{folder}: not a readable drawing set ({error}); build it with 'fewstep data emoji-128'"
         ) from error
     if rgba.shape != (len(items), CANVAS, CANVAS, 4) or rgba.dtype != np.uint8:
         raise DataError(
