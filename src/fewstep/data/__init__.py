@@ -3,7 +3,3 @@
 Nothing here imports torch. `order` says which samples come when; `dataset` what training asks of a set;
 `pixels`, `image_text` and `latent_cache` are the sets; `images` opens image files from outside.
 """
-
-from fewstep.data.opening import open_dataset
-
-__all__ = ["open_dataset"]
