@@ -74,9 +74,10 @@ class DenoiserTask:
     def draw(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Add noise and time, and drop the caption in a share of the images."""
         latents = np.asarray(sample["latents"], np.float32)
-        if latents.shape[1] != self._channels or np.shape(sample["text"])[-1] != self._text_width:
+        channels, width = latents.shape[1], np.shape(sample["text"])[-1]
+        if channels != self._channels or width != self._text_width:
             raise DataError(
-                f"latents have {latents.shape[1]} channels and texts {np.shape(sample['text'])[-1]} features, "
+                f"latents have {channels} channels and texts {width} features, "
                 f"but model.in_channels is {self._channels} and cross_attention_dim {self._text_width}; "
                 "use the cache that was made for this model"
             )
