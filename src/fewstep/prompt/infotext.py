@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fewstep.errors import DataError
 
@@ -27,6 +28,21 @@ _MAX_ITEMS = 256
 _MIN_ITEMS = 3
 _NEGATIVE = "Negative prompt:"
 _ITEM = re.compile(r'(\w[\w \-/]{1,63}):[ \t]*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+SAMPLERS: Mapping[str, str] = {
+    "ddpm": "DDPM",
+    "ddim": "DDIM",
+    "plms": "PLMS",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+    "tcd": "TCD",
+    "flow_euler": "Euler",
+}
+"""Our solvers by the names that the web UI and its relatives show; flow models use plain Euler there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +69,34 @@ def write(prompt: str, negative_prompt: str = "", fields: Mapping[str, object] |
     )
     negative = f"\n{_NEGATIVE} {negative_prompt}" if negative_prompt else ""
     return f"{prompt}{negative}\n{items}".strip()
+
+
+def from_record(record: Mapping[str, Any]) -> str:
+    """Return the "parameters" text of an image's JSON record, in the field order of the web UI.
+
+    Args:
+        record: needs ``prompt``, ``num_inference_steps``, ``solver``, ``guidance_scale``, ``seed``, ``width``,
+            ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have ``negative_prompt``,
+            ``strength``, ``guidance_rescale``, ``eta``, ``masked`` and ``upscale`` ({scale, name}).
+    """
+    upscale = record.get("upscale") or {}
+    fields = {
+        "Steps": record["num_inference_steps"],
+        "Sampler": SAMPLERS.get(record["solver"], record["solver"]),
+        "CFG scale": record["guidance_scale"],
+        "Seed": record["seed"],
+        "Size": f"{record['width']}x{record['height']}",
+        "Model hash": record["model_hash"][:10],
+        "Model": record["model"],
+        "Denoising strength": record.get("strength"),
+        "Masked content": "original" if record.get("masked") else None,
+        "Eta": record.get("eta"),
+        "Guidance rescale": record.get("guidance_rescale") or None,
+        "Postprocess upscale by": upscale.get("scale"),
+        "Postprocess upscaler": upscale.get("name"),
+        "Version": f"fewstep {record['fewstep']}",
+    }
+    return write(record["prompt"], record.get("negative_prompt", ""), fields)
 
 
 def read(text: str) -> Infotext:

@@ -42,6 +42,36 @@ def test_read_gives_back_what_was_written() -> None:
     assert infotext.write(text.prompt, text.negative_prompt, text.fields) == FULL
 
 
+def test_a_record_becomes_the_fields_other_tools_know() -> None:
+    record = {
+        "prompt": "apple",
+        "negative_prompt": "pear",
+        "num_inference_steps": 4,
+        "solver": "dpmpp_2m_sde",
+        "guidance_scale": 5.0,
+        "guidance_rescale": 0.7,
+        "seed": 2,
+        "width": 64,
+        "height": 128,
+        "model": "emoji-128",
+        "model_hash": "0123456789abcdef",
+        "strength": 0.5,
+        "upscale": {"scale": 4, "name": "realesr-animevideov3-x4"},
+        "fewstep": "0.1.0",
+    }
+    assert infotext.from_record(record) == (
+        "apple\nNegative prompt: pear\nSteps: 4, Sampler: DPM++ 2M SDE, CFG scale: 5.0, Seed: 2, Size: 64x128, "
+        "Model hash: 0123456789, Model: emoji-128, Denoising strength: 0.5, Guidance rescale: 0.7, "
+        "Postprocess upscale by: 4, Postprocess upscaler: realesr-animevideov3-x4, Version: fewstep 0.1.0"
+    )
+
+
+def test_every_solver_has_a_name() -> None:
+    from fewstep.diffusion.solvers import SOLVERS
+
+    assert set(infotext.SAMPLERS) == set(SOLVERS)
+
+
 def test_empty_negative_prompt_leaves_its_line_out() -> None:
     assert infotext.write("apple", "", {"Steps": 1}) == "apple\nSteps: 1"
 
