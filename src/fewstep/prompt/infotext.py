@@ -75,9 +75,10 @@ def from_record(record: Mapping[str, Any]) -> str:
     """Return the "parameters" text of an image's JSON record, in the field order of the web UI.
 
     Args:
-        record: needs ``prompt``, ``num_inference_steps``, ``solver``, ``guidance_scale``, ``seed``, ``width``,
-            ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have ``negative_prompt``,
-            ``strength``, ``guidance_rescale``, ``eta``, ``masked`` and ``upscale`` ({scale, name}).
+        record: needs ``prompt``, ``num_inference_steps``, ``solver``, ``guidance_scale``, ``seed``,
+            ``width``, ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have
+            ``negative_prompt``, ``strength``, ``guidance_rescale``, ``eta``, ``masked`` and ``upscale``
+            ({scale, name}).
     """
     upscale = record.get("upscale") or {}
     fields = {

@@ -60,7 +60,8 @@ def test_a_record_becomes_the_fields_other_tools_know() -> None:
         "fewstep": "0.1.0",
     }
     assert infotext.from_record(record) == (
-        "apple\nNegative prompt: pear\nSteps: 4, Sampler: DPM++ 2M SDE, CFG scale: 5.0, Seed: 2, Size: 64x128, "
+        "apple\nNegative prompt: pear\n"
+        "Steps: 4, Sampler: DPM++ 2M SDE, CFG scale: 5.0, Seed: 2, Size: 64x128, "
         "Model hash: 0123456789, Model: emoji-128, Denoising strength: 0.5, Guidance rescale: 0.7, "
         "Postprocess upscale by: 4, Postprocess upscaler: realesr-animevideov3-x4, Version: fewstep 0.1.0"
     )
