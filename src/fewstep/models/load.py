@@ -203,7 +203,7 @@ def save_pipeline(
         ):
             copy.deepcopy(part).to(kind).save_pretrained(root / name)
         components.tokenizer.save_pretrained(root / "tokenizer")
-        DDIMScheduler(**components.contract.scheduler_config()).save_pretrained(root / "scheduler")
+        DDIMScheduler.from_config(components.contract.scheduler_config()).save_pretrained(root / "scheduler")
         index = {
             "_class_name": "StableDiffusionPipeline",
             "_diffusers_version": __version__,
@@ -218,7 +218,7 @@ def save_pipeline(
             "vae": ["diffusers", "AutoencoderKL"],
         }
         atomic.write_text(root / "model_index.json", json.dumps(index, indent=2) + "\n")
-        atomic.write_text(root / CONTRACT_FILE, components.contract.to_json() + "\n")
+        atomic.write_text(root / CONTRACT_FILE, components.contract.to_json())
         atomic.write_text(root / "README.md", model_card)
 
 

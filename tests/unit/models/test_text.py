@@ -38,7 +38,7 @@ def source(tmp_path_factory):
     pieces = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
     pieces += [word for word in WORDS if word not in pieces]
     vocab = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]")  # noqa: S106)
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -47,13 +47,17 @@ def source(tmp_path_factory):
         special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
     )
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    tokenizer.enable_padding(length=128, pad_id=0, pad_token="[PAD]")
+    tokenizer.enable_padding(length=128, pad_id=0, pad_token="[PAD]")  # noqa: S106
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
     config = BertConfig(
-        vocab_size=len(pieces), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        vocab_size=len(pieces),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
         initializer_range=0.3,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)
     return folder

@@ -1,0 +1,144 @@
+"""What a finished run leaves for others: a diffusers ``vae`` folder, or a whole pipeline folder.
+
+Checkpoints are for going on with training; these folders are what other tools open. Both take the averaged
+weights of the newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.checkpoint import atomic, safetensors
+from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
+from fewstep.errors import RecipeError, RunError
+from fewstep.models import autoencoder as autoencoders
+from fewstep.models import build, load
+from fewstep.models.components import Components
+from fewstep.training import checkpointing
+from fewstep.training.recipe import parse_recipe
+from fewstep.training.sections import AutoencoderRecipe, DenoiserRecipe, Recipe
+
+
+def run_recipe(run_folder: Path) -> Recipe:
+    """The recipe that a run was made with, or was last resumed with.
+
+    Raises:
+        RunError: not a run folder.
+    """
+    path = run_folder / "recipe.yaml"
+    if not path.is_file():
+        raise RunError(
+            f"{run_folder}: no recipe.yaml, so not a run folder; give the folder of a training run"
+        )
+    return parse_recipe(path.read_text(encoding="utf-8"), source=str(path))
+
+
+def autoencoder_folder(run_folder: Path, out: Path, images: NDArray[np.float32]) -> float:
+    """Write the autoencoder of a run in diffusers' format, its ``scaling_factor`` measured; all or nothing.
+
+    Args:
+        run_folder: a run of an autoencoder recipe.
+        out: the folder; an existing one is replaced.
+        images: (B, 3, H, W) in [-1, 1], a few hundred training images to measure the latents on.
+
+    Returns:
+        The scaling factor.
+
+    Raises:
+        RunError: a run of another kind.
+    """
+    recipe = run_recipe(run_folder)
+    if not isinstance(recipe, AutoencoderRecipe):
+        raise RunError(f"{run_folder}: a run of kind {recipe.kind}; give one of kind autoencoder")
+    network = build.autoencoder(dict(recipe.model))
+    source = checkpointing.weights(run_folder, "autoencoder")
+    checkpointing.copy_into(network, safetensors.load_torch(source), source)
+    network.eval()
+    # five digits: enough, and the same text on every machine
+    scale = float(f"{autoencoders.latent_scale(network, images):.5g}")
+    network.register_to_config(scaling_factor=scale)
+    with atomic.folder(out, replace=True) as folder:
+        network.save_pretrained(folder)
+    return scale
+
+
+def pipeline_folder(
+    run_folder: Path, out: Path, *, autoencoder: Path, text_folder: Path, family: str, card: str
+) -> SamplingContract:
+    """Write the pipeline folder of a denoiser run; all or nothing.
+
+    Args:
+        run_folder: a run of a denoiser recipe.
+        out: the folder; an existing one is replaced.
+        autoencoder: the ``vae`` folder whose latents the run was trained on.
+        text_folder: folder with ``text_encoder`` and ``tokenizer``.
+        family: the contract's ``base_family``.
+        card: text of the model card; ``{images_seen}`` and ``{parameters}`` are filled in.
+
+    Returns:
+        The sampling contract that stands in the folder.
+
+    Raises:
+        RunError: a run of another kind.
+        CheckpointError: a part that cannot be loaded.
+    """
+    recipe = run_recipe(run_folder)
+    if not isinstance(recipe, DenoiserRecipe):
+        raise RunError(f"{run_folder}: a run of kind {recipe.kind}; give one of kind denoiser")
+    network = build.denoiser(dict(recipe.model))
+    source = checkpointing.weights(run_folder, "denoiser")
+    checkpointing.copy_into(network, safetensors.load_torch(source), source)
+    vae = load.autoencoder(autoencoder)
+    encoder, tokenizer = load.text_parts(text_folder)
+    side = int(network.config["sample_size"]) * 2 ** (len(vae.config["block_out_channels"]) - 1)
+    contract = sampling_contract(recipe, family, side)
+    seen = int(json.loads((source.parent / checkpointing.MANIFEST).read_text("utf-8"))["images_seen"])
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    text = card.replace("{images_seen}", f"{seen:,}").replace("{parameters}", f"{parameters / 1e6:.1f} M")
+    components = Components(vae, network.eval(), encoder, tokenizer, contract)
+    load.save_pipeline(out, components, model_card=text, replace=True)
+    return contract
+
+
+def sampling_contract(recipe: DenoiserRecipe, family: str, side: int) -> SamplingContract:
+    """How the weights of a denoiser recipe are sampled: as trained, with the defaults of its samples.
+
+    Args:
+        recipe: its objective gives schedule and prediction type, its samples steps and guidance.
+        family: the contract's ``base_family``.
+        side: native width and height in pixels.
+
+    Raises:
+        RecipeError: a schedule that has no contract.
+    """
+    schedule, samples = recipe.objective.schedule, recipe.samples
+    flow = schedule.kind == "flow"
+    if flow != (recipe.objective.prediction_type == "flow_prediction"):
+        raise RecipeError(
+            f"objective.prediction_type is {recipe.objective.prediction_type} with schedule {schedule.kind}: "
+            "use flow_prediction with flow, and with nothing else"
+        )
+    return SamplingContract(
+        base_family=family,
+        prediction_type=recipe.objective.prediction_type,
+        schedule=ScheduleSpec(
+            name="rectified_flow" if flow else schedule.kind,
+            num_train_timesteps=schedule.num_train_timesteps,
+            beta_start=schedule.beta_start,
+            beta_end=schedule.beta_end,
+            rescale_zero_terminal_snr=schedule.rescale_zero_terminal_snr,
+            shift=schedule.shift,
+        ),
+        solver="flow_euler" if flow else "ddim",
+        spacing="trailing",
+        # no effect on trailing grids, but StableDiffusionPipeline warns of any other value
+        steps_offset=1,
+        num_inference_steps=samples.num_inference_steps,
+        guidance_scale=samples.guidance_scale,
+        guidance_rescale=samples.guidance_rescale,
+        native_sizes=((side, side),),
+    )
