@@ -121,6 +121,18 @@ def test_warnings_of_our_own_lines_are_errors_and_others_are_not() -> None:
         warnings.warn_explicit("theirs", UserWarning, "x.py", 1, module="fewsteps_of_others")
 
 
+def test_no_module_of_ours_is_checked_less_strictly() -> None:
+    """Shrinking lists: an entry may be taken out here and in pyproject.toml, not put in."""
+    looser: set[str] = set()
+    mypy = PYPROJECT["tool"]["mypy"]
+    assert mypy["strict"] is True
+    assert {m for o in mypy["overrides"] for m in o["module"] if m.startswith("fewstep")} == looser
+    ignored_warnings = [
+        f for f in PYPROJECT["tool"]["pytest"]["ini_options"]["filterwarnings"] if "ignore" in f
+    ]
+    assert ignored_warnings == []
+
+
 def pins() -> dict[str, str]:
     found = {}
     for line in CONSTRAINTS.splitlines():
