@@ -1,4 +1,4 @@
-"""Makes `tiny_runs` of the unit tests importable, and keeps torch at one thread after every test."""
+"""Makes `tiny_runs` of the unit tests importable, and keeps torch at one thread during a test."""
 
 from __future__ import annotations
 

@@ -91,9 +91,7 @@ def test_t01_a_folder_is_there_completely_or_not_at_all(tmp_path: Path, calls: d
     assert outcomes == {(), ("0000000001", "0000000001/state.json", "0000000001/weights")}
 
 
-def test_t02_data_reach_the_disk_before_the_name_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_t02_data_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
 

@@ -64,9 +64,7 @@ def test_tensors_of_any_layout_come_back(tmp_path: Path) -> None:
         safetensors.load(path)
 
 
-@pytest.mark.parametrize(
-    "name", ["model.ckpt", "model.safetensors", "model.SafeTensors", "model", "model.bin"]
-)
+@pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors", "a.SafeTensors", "a", "a.bin"])
 @pytest.mark.parametrize("kind", list(pickles()))
 def test_a_pickle_is_refused_under_any_name_and_never_run(tmp_path: Path, name: str, kind: str) -> None:
     path = tmp_path / name
@@ -101,7 +99,7 @@ def header(content: object, length: int | None = None) -> bytes:
 def test_a_broken_file_is_a_checkpoint_error(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="a.safetensors"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors"):
         safetensors.load(path)
 
 

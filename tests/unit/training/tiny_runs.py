@@ -1,4 +1,4 @@
-"""Runs small enough for tests: real diffusers classes with a few thousand parameters, data made up in memory."""
+"""Runs small enough for tests: diffusers classes with a few thousand parameters, data made up in memory."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 def fork(function: Callable[[], None]) -> Any:
-    """Start a function in a forked child, which shares the imported torch: importing it anew takes seconds."""
+    """Start a function in a forked child, which shares the imported torch: importing it takes seconds."""
 
     def child() -> None:
         torch.set_num_threads(1)
