@@ -56,7 +56,11 @@ def fit(coefficient: Coefficient, like: Array) -> Any:
     if isinstance(like, np.ndarray):
         return np.asarray(coefficient).astype(like.dtype).reshape(shape)
     xp = array_api_compat.array_namespace(like)
-    moved = xp.asarray(coefficient, device=array_api_compat.device(like))
+    device = array_api_compat.device(like)
+    if hasattr(coefficient, "detach"):
+        moved = array_api_compat.to_device(coefficient, device)
+    else:
+        moved = xp.asarray(coefficient, device=device)
     return xp.reshape(xp.astype(moved, like.dtype), shape)
 
 

@@ -62,7 +62,8 @@ class DiscreteSchedule:
             )
         abar.setflags(write=False)
         finite = abar.copy()
-        finite[-1] = max(finite[-1], FINITE_TERMINAL)
+        if finite[-1] == 0.0:
+            finite[-1] = FINITE_TERMINAL
         tables = {
             "alphas_cumprod": abar,
             "_alpha": np.sqrt(abar),
@@ -88,7 +89,7 @@ class DiscreteSchedule:
         return bool(self.alphas_cumprod[-1] == 0.0)
 
     def finite_terminal(self) -> DiscreteSchedule:
-        """The schedule for solvers in sigma space: abar at T is at least 2**-24. Itself if it is so."""
+        """The schedule for solvers in sigma space: abar at T is 2**-24, not 0. Else itself."""
         if not self.zero_terminal_snr:
             return self
         table = self.alphas_cumprod.copy()

@@ -163,8 +163,8 @@ def _discrete_times(
         )
     i = np.arange(n, dtype=np.float64)
     if spacing == "trailing":
-        # diffusers rounds numpy.arange(T, 0, -T / N), whose step is rounded against T first: so ties go its way. Not
-        # arange itself, which gives one value too many where its rounding falls short of 0.
+        # diffusers rounds numpy.arange(T, 0, -T / N), whose step is rounded against T first: so ties go its way.
+        # Not arange itself, which gives one value too many where its rounding falls short of 0.
         step = (total - total / n) - total
         return np.round(total + i * step) - 1.0
     if spacing == "leading":
@@ -175,7 +175,8 @@ def _discrete_times(
             )
         return times
     if spacing == "linspace":
-        return np.round(np.linspace(0.0, first, n))[::-1]
+        # One step starts from the most noise; diffusers starts it from 0, where nothing can be drawn.
+        return np.round(np.linspace(0.0, first, n))[::-1] if n > 1 else np.array([first])
     if spacing == "sgm_uniform":
         return np.linspace(first, 0.0, n + 1)[:-1]
     if spacing == "shifted":

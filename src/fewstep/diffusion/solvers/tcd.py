@@ -16,6 +16,8 @@ from fewstep.diffusion.solvers.base import Solver, State, evaluate
 def landing(schedule: Schedule, s: Time, gamma: float) -> Time:
     """The time below s that a step jumps to before it diffuses back up: (1 - gamma) s, whole on a table."""
     s = host_time(s)
+    if gamma == 0.0:
+        return s  # not rounded: nothing diffuses back up to an s between two entries
     below = (1.0 - gamma) * s
     if isinstance(schedule, DiscreteSchedule):
         below = np.floor(below)

@@ -91,4 +91,5 @@ def step(denoise: Denoiser, x_t: Array, t: Time, s: Time, state: State, noise: A
     return x_s, state._replace(history=(record,))
 
 
-UNIPC = Solver(name="unipc", step=step, order=2, sigma_space=True)
+# The corrector adds one to the predictor's order 2 (Zhao 2023, theorem 3.1).
+UNIPC = Solver(name="unipc", step=step, order=3, sigma_space=True)
