@@ -1,0 +1,134 @@
+"""A backend without networks, for tests: exact, instant, and it can be held at every step.
+
+The "model" knows the answer: each prompt has a pattern of colours (from its token ids), and the raw output
+is the v-prediction that leads there. Different seeds differ a little, different prompts differ a lot.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+
+from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
+from fewstep.diffusion.noise import image_noise
+from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, f32
+
+_LENGTH = 16
+_WIDTH = 8
+_WORDS = ("[PAD]", "[UNK]", "red", "green", "blue", "apple", "dog", "a", "on", "the")
+
+
+class FakeBackend:
+    """See `fewstep.engine.backends.base.Backend`.
+
+    Args:
+        gate: when given, every denoiser call waits for it first (at most 60 s), and `waiting` is set
+        meanwhile.
+        poison_after: the denoiser gives NaN from this call on.
+        rows: images per batch.
+    """
+
+    name = "fake"
+
+    def __init__(
+        self, *, gate: threading.Event | None = None, poison_after: int | None = None, rows: int = 4
+    ) -> None:
+        self.rows = rows
+        self.gate = gate
+        self.waiting = threading.Event()
+        self.calls = 0
+        self._poison_after = poison_after
+        self.info = ModelInfo(
+            name="fake",
+            hash="0" * 64,
+            contract=SamplingContract(
+                base_family="fake",
+                prediction_type="v_prediction",
+                schedule=ScheduleSpec(rescale_zero_terminal_snr=True),
+                num_inference_steps=5,
+                guidance_scale=2.0,
+                native_sizes=((64, 64),),
+            ),
+            latent_channels=4,
+            downscale=8,
+            text_length=_LENGTH,
+            native_size=(64, 64),
+            size_multiple=8,
+            max_size=256,
+            licence="Apache-2.0",
+            tokenizer_json=_tokenizer_json(),
+        )
+        self._schedule = self.info.contract.make_schedule()
+
+    def describe(self) -> Mapping[str, str]:
+        """Says that this is not a model."""
+        return {"backend": self.name}
+
+    def prepare(self, width: int, height: int, *, batches: tuple[int, ...], encode: bool) -> None:
+        """Nothing to load."""
+
+    def encode_text(self, ids: IntArray, mask: IntArray) -> FloatArray:
+        """A fixed random vector per token id, zero where the mask is 0."""
+        table = {int(i): image_noise(int(i), (_WIDTH,), stream=7) for i in np.unique(ids)}
+        rows = np.stack([[table[int(i)] for i in row] for row in ids])
+        return f32(rows * mask[..., None])
+
+    def denoise(self, x: FloatArray, t: FloatArray, text: FloatArray) -> FloatArray:
+        """The v-prediction whose x0 is the prompt's colours plus a little of x."""
+        self.calls += 1
+        if self.gate is not None:
+            self.waiting.set()
+            self.gate.wait(60.0)
+            self.waiting.clear()
+        colour = np.tanh(text.mean(axis=1)[:, : x.shape[1]])[:, :, None, None]
+        x0 = colour + np.float32(0.1) * np.tanh(x)
+        alpha, sigma = self._schedule.alpha(t), self._schedule.sigma(t)
+        a = np.asarray(alpha, dtype=np.float32).reshape(-1, 1, 1, 1)
+        s = np.asarray(sigma, dtype=np.float32).reshape(-1, 1, 1, 1)
+        v = (a * x - x0) / s
+        if self._poison_after is not None and self.calls > self._poison_after:
+            v[:] = np.nan
+        return f32(v)
+
+    def encode_image(self, pixels: FloatArray) -> FloatArray:
+        """Mean of each 8x8 block as the first three channels, zero as the fourth."""
+        b, c, h, w = pixels.shape
+        means = pixels.reshape(b, c, h // 8, 8, w // 8, 8).mean(axis=(3, 5))
+        return f32(np.concatenate([means, np.zeros((b, 1, h // 8, w // 8), dtype=np.float32)], axis=1))
+
+    def decode(self, latents: FloatArray) -> FloatArray:
+        """The first three channels, each cell an 8x8 block."""
+        return f32(latents[:, :3].repeat(8, axis=2).repeat(8, axis=3))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def _tokenizer_json() -> str:
+    """Splits at spaces, numbers the words in `_WORDS`, spells nothing else."""
+    spec = {
+        "version": "1.0",
+        "truncation": {"max_length": _LENGTH, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": {
+            "strategy": {"Fixed": _LENGTH},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "[PAD]",
+        },
+        "added_tokens": [],
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: index for index, word in enumerate(_WORDS)},
+            "unk_token": "[UNK]",
+        },
+    }
+    return json.dumps(spec)

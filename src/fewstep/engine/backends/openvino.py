@@ -1,0 +1,219 @@
+"""The torch-free backend: a runtime bundle on OpenVINO, with static shapes and a cache of compiled networks.
+
+Networks are loaded in the background from the moment a request is known, so that tokenising and imports
+overlap with it. A network in the cache is imported instead of read and compiled: 0.35 s of CPU time instead
+of 1.9 s for the bundled denoiser.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from fewstep.checkpoint.bundle import TOKENIZER, Bundle
+from fewstep.diffusion.contract import SamplingContract
+from fewstep.engine.backends import compiled_cache
+from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, f32
+from fewstep.errors import CheckpointError, DependencyError, EngineError
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Input name -> static shape, as a hashable key."""
+
+
+class OpenVINOBackend:
+    """See `fewstep.engine.backends.base.Backend`.
+
+    Args:
+        bundle: what to run.
+        threads: inference threads; None lets OpenVINO take every core.
+
+    Raises:
+        DependencyError: openvino is not installed.
+    """
+
+    name = "openvino"
+    # Measured on 2 cores, 16 M parameters at 16x16 latents in int8: 14 ms per row at batch 1, 2, 4 and 8
+    # alike. A batch buys nothing, and one at a time every image has the same bits whatever it is drawn
+    # together with.
+    rows = 1
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self._ov = import_openvino()
+        self._core = self._ov.Core()
+        self._bundle = bundle
+        self._threads = threads
+        self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads is not None:
+            self._config["INFERENCE_NUM_THREADS"] = threads
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="fewstep-load")
+        self._loaded: dict[tuple[str, Shapes], Future[Any]] = {}
+        self._lock = threading.Lock()
+        self.info = model_info(bundle)
+
+    def describe(self) -> Mapping[str, str]:
+        """OpenVINO's version, each network's precision and the thread setting."""
+        return {
+            "backend": self.name,
+            "openvino": self._ov.get_version().split("-")[0],
+            "precision": self._bundle.precision["denoiser"],
+            "threads": "all" if self._threads is None else str(self._threads),
+        }
+
+    def prepare(self, width: int, height: int, *, batches: tuple[int, ...], encode: bool) -> None:
+        """Begin to load the denoiser first: it takes as long as all others together."""
+        down = self._bundle.downscale
+        for batch in batches:
+            self._load("denoiser", self._denoiser_shapes(batch, height // down, width // down))
+        self._load("text_encoder", self._text_shapes())
+        if encode:
+            self._load("vae_encoder", (("pixels", (1, 3, height, width)),))
+        latent = (1, self._bundle.latent_channels, height // down, width // down)
+        self._load("vae_decoder", (("latents", latent),))
+
+    def encode_text(self, ids: IntArray, mask: IntArray) -> FloatArray:
+        """Two rows at a time, the shape that the bundle was made with."""
+        rows = []
+        for start in range(0, len(ids), 2):
+            pair = [index if index < len(ids) else start for index in (start, start + 1)]
+            inputs = [ids[pair], mask[pair]] if self._bundle.text_mask else [ids[pair]]
+            rows.append(self._run("text_encoder", self._text_shapes(), inputs))
+        return f32(_concatenate(rows)[: len(ids)])
+
+    def denoise(self, x: FloatArray, t: FloatArray, text: FloatArray) -> FloatArray:
+        """One call; the network of a batch size that was not prepared is compiled now."""
+        shapes = self._denoiser_shapes(x.shape[0], x.shape[2], x.shape[3])
+        return self._run("denoiser", shapes, [x, t, text])
+
+    def encode_image(self, pixels: FloatArray) -> FloatArray:
+        """One picture at a time."""
+        shapes: Shapes = (("pixels", (1, *pixels.shape[1:])),)
+        rows = [self._run("vae_encoder", shapes, [pixels[i : i + 1]]) for i in range(len(pixels))]
+        return f32((_concatenate(rows) - self._bundle.shift_factor) * self._bundle.scaling_factor)
+
+    def decode(self, latents: FloatArray) -> FloatArray:
+        """One picture at a time."""
+        raw = f32(latents / self._bundle.scaling_factor + self._bundle.shift_factor)
+        shapes: Shapes = (("latents", (1, *raw.shape[1:])),)
+        return _concatenate([self._run("vae_decoder", shapes, [raw[i : i + 1]]) for i in range(len(raw))])
+
+    def close(self) -> None:
+        """Stop loading and let go of every network."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._loaded.clear()
+
+    def _text_shapes(self) -> Shapes:
+        shape = (2, self._bundle.text_length)
+        return (("ids", shape), ("mask", shape)) if self._bundle.text_mask else (("ids", shape),)
+
+    def _denoiser_shapes(self, batch: int, height: int, width: int) -> Shapes:
+        return (
+            ("x", (batch, self._bundle.latent_channels, height, width)),
+            ("t", (batch,)),
+            ("text", (batch, self._bundle.text_length, self._bundle.text_width)),
+        )
+
+    def _load(self, part: str, shapes: Shapes) -> Future[Any]:
+        key = (part, shapes)
+        with self._lock:
+            if key not in self._loaded:
+                self._loaded[key] = self._pool.submit(self._compile, part, shapes)
+            return self._loaded[key]
+
+    def _run(self, part: str, shapes: Shapes, inputs: list[Any]) -> FloatArray:
+        request = self._load(part, shapes).result()
+        values = {name: value for (name, _), value in zip(shapes, inputs, strict=True)}
+        try:
+            return f32(request.infer(values)[0])
+        except RuntimeError as error:
+            raise EngineError(f"{part}: OpenVINO failed while drawing ({_first_line(error)})") from error
+
+    def _compile(self, part: str, shapes: Shapes) -> Any:
+        """An inference request of one network, from the cache when it is there."""
+        settings = ",".join(f"{key}={value}" for key, value in sorted(self._config.items()))
+        file = compiled_cache.path(
+            self._bundle.part_hash(part), str(shapes), settings, self._ov.get_version(),
+            compiled_cache.cpu_identity(),
+        )  # fmt: skip
+        if file.is_file():
+            try:
+                blob = self._ov.tensor_from_file(file)  # mapped, not read
+                return self._core.import_model(blob, "CPU", self._config).create_infer_request()
+            except RuntimeError:
+                compiled_cache.drop(file)  # written by a broken process: compile again
+        try:
+            model = self._core.read_model(self._bundle.path(part))
+            model.reshape({name: list(shape) for name, shape in shapes})
+            compiled = self._core.compile_model(model, "CPU", self._config)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self._bundle.path(part)}: OpenVINO cannot load it ({_first_line(error)}); "
+                "export the bundle again, with the OpenVINO that is installed here"
+            ) from error
+        data = compiled.export_model()
+        compiled_cache.store(file, data if isinstance(data, bytes) else data.getvalue())
+        return compiled.create_infer_request()
+
+
+def model_info(bundle: Bundle) -> ModelInfo:
+    """What the engine must know of a bundle.
+
+    Raises:
+        CheckpointError: the sampling contract in it cannot be read.
+    """
+    import json
+
+    return ModelInfo(
+        name=bundle.name,
+        hash=bundle.hash,
+        contract=SamplingContract.from_json(json.dumps(dict(bundle.contract))),
+        latent_channels=bundle.latent_channels,
+        downscale=bundle.downscale,
+        text_length=bundle.text_length,
+        native_size=bundle.native_size,
+        size_multiple=bundle.size_multiple,
+        max_size=bundle.max_size,
+        licence=bundle.licence,
+        tokenizer_json=(bundle.folder / TOKENIZER).read_text(encoding="utf-8"),
+    )
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO without its model converter.
+
+    The converter takes a third of the import time, is not needed to run a model, and reports the import
+    over the network. It is blocked for the duration of the import only; ``openvino.tools.ovc`` stays
+    importable afterwards.
+
+    Raises:
+        DependencyError: openvino is not installed, or cannot be loaded here.
+    """
+    converter = "openvino.tools.ovc"
+    blocked = "openvino" not in sys.modules and converter not in sys.modules
+    if blocked:
+        sys.modules[converter] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError as error:
+        raise DependencyError(
+            f"the openvino backend needs the package openvino ({error}); install it with: pip install openvino"
+        ) from error
+    finally:
+        if blocked:
+            del sys.modules[converter]
+    return openvino
+
+
+def _concatenate(rows: list[FloatArray]) -> FloatArray:
+    import numpy as np
+
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next(
+        (line for line in reversed(lines) if not line.startswith("Exception from")), "no reason given"
+    )

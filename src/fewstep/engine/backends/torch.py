@@ -1,0 +1,143 @@
+"""The backend for pipeline folders: PyTorch and diffusers, on a GPU when there is one.
+
+Float32 on a CPU, where bfloat16 is slower than float32 on most machines; bfloat16 on CUDA for the denoiser
+and the text encoder, with the autoencoder in float32, because its half-precision error shows in plain
+areas.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, f32
+from fewstep.errors import DependencyError
+
+
+class TorchBackend:
+    """See `fewstep.engine.backends.base.Backend`.
+
+    Args:
+        folder: a pipeline folder.
+        threads: intra-op threads on the CPU; None leaves torch's own setting.
+        device: a torch device; None takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        DependencyError: torch, diffusers or transformers is not installed.
+        NotFoundError, CheckpointError: as `fewstep.models.load.pipeline`.
+    """
+
+    name = "torch"
+
+    def __init__(self, folder: Path, *, threads: int | None = None, device: str | None = None) -> None:
+        require()
+        import torch
+
+        from fewstep.checkpoint.safetensors import folder_hash
+        from fewstep.models import fixed_tokenizer, load, wrappers
+
+        self._torch = torch
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._device = torch.device(device or _best_device(torch))
+        self._half = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        self.rows = 8 if self._device.type == "cuda" else 4
+        parts = load.pipeline(folder)
+        auto, unet = parts.autoencoder, parts.denoiser
+        masked = bool(getattr(parts.text_encoder.config, "use_attention_mask", False))
+        self._masked = masked
+        move = {"device": self._device, "memory_format": torch.channels_last}
+        self._text = wrappers.text_encoder(parts.text_encoder, masked=masked).to(self._device, self._half)
+        self._denoiser = wrappers.denoiser(unet).to(dtype=self._half, **move)
+        self._encoder = wrappers.encoder(auto).to(**move)
+        self._decoder = wrappers.decoder(auto).to(**move)
+        self._scale = float(auto.config.scaling_factor)
+        self._shift = float(auto.config.shift_factor or 0.0)
+        downscale = 2 ** (len(auto.config.block_out_channels) - 1)
+        width, height = parts.contract.native_sizes[0]
+        self.info = ModelInfo(
+            name=folder.resolve().name,
+            hash=folder_hash(folder),
+            contract=parts.contract,
+            latent_channels=int(auto.config.latent_channels),
+            downscale=downscale,
+            text_length=int(parts.tokenizer.model_max_length),
+            native_size=(width, height),
+            size_multiple=downscale,
+            max_size=4 * max(width, height),
+            licence="see the model card",
+            tokenizer_json=fixed_tokenizer.to_json(parts.tokenizer),
+        )
+
+    def describe(self) -> Mapping[str, str]:
+        """Torch's version, the number type of the denoiser, the device and its threads."""
+        return {
+            "backend": self.name,
+            "torch": str(self._torch.__version__),
+            "precision": str(self._half).removeprefix("torch."),
+            "device": str(self._device),
+            "threads": str(self._torch.get_num_threads()),
+        }
+
+    def prepare(self, width: int, height: int, *, batches: tuple[int, ...], encode: bool) -> None:
+        """Everything is loaded already."""
+
+    def encode_text(self, ids: IntArray, mask: IntArray) -> FloatArray:
+        """One call."""
+        inputs = [ids, mask] if self._masked else [ids]
+        return self._call(self._text, inputs, None)
+
+    def denoise(self, x: FloatArray, t: FloatArray, text: FloatArray) -> FloatArray:
+        """One call; the time stays float32, as its embedding is computed in float32."""
+        torch = self._torch
+        with torch.inference_mode():
+            raw = self._denoiser(
+                self._tensor(x, self._half), self._tensor(t, None), self._tensor(text, self._half)
+            )
+        return f32(raw.float().cpu().numpy())
+
+    def encode_image(self, pixels: FloatArray) -> FloatArray:
+        """One call."""
+        return f32((self._call(self._encoder, [pixels], None) - self._shift) * self._scale)
+
+    def decode(self, latents: FloatArray) -> FloatArray:
+        """One call."""
+        return self._call(self._decoder, [latents / self._scale + self._shift], self._torch.float32)
+
+    def close(self) -> None:
+        """Let go of the networks."""
+        del self._text, self._denoiser, self._encoder, self._decoder
+
+    def _tensor(self, array: Any, dtype: Any) -> Any:
+        return self._torch.from_numpy(array).to(self._device, dtype)
+
+    def _call(self, module: Any, inputs: list[Any], dtype: Any) -> FloatArray:
+        with self._torch.inference_mode():
+            result = module(*(self._tensor(array, dtype) for array in inputs))
+        return f32(result.float().cpu().numpy())
+
+
+def require() -> None:
+    """Check that torch and its companions are installed, without importing them.
+
+    Raises:
+        DependencyError: with the command that installs them.
+    """
+    for package in ("torch", "diffusers", "transformers"):
+        try:
+            found = importlib.util.find_spec(package) is not None
+        except ValueError:  # blocked in sys.modules
+            found = False
+        if not found:
+            raise DependencyError(
+                f"the torch backend needs {package}, which is not installed; "
+                "install it with: pip install 'fewstep[torch]'"
+            )
+
+
+def _best_device(torch: Any) -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
