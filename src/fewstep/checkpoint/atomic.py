@@ -145,6 +145,18 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
         _active.discard(doomed)
 
 
+def rename_folder(path: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+    """Give a folder another name in the same parent; a folder that has that name already is removed first.
+
+    Raises:
+        OutputError: it cannot be renamed.
+    """
+    remove_folder(new)
+    with _as_output_error(Path(path)):
+        os.replace(path, new)
+        _fsync_path(Path(new).parent)
+
+
 def sweep(parent: str | os.PathLike[str], *, all_processes: bool = False) -> list[Path]:
     """Remove the temporaries that dead processes left in ``parent`` (not in its sub-folders).
 

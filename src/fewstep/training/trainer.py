@@ -291,6 +291,11 @@ def _prepare_folder(
         for folder in (run_folder, checkpoints, run_folder / "samples", run_folder / "diagnostics"):
             atomic.sweep(folder, all_processes=True)
     checkpoint = checkpointing.latest(checkpoints, strict=strict) if resume else None
+    if checkpoint is not None and main:
+        # Broken ones would stand in the way when the run gets there again; they are kept to be looked at.
+        for folder in checkpointing.found(checkpoints):
+            if folder.name > checkpoint.folder.name:
+                atomic.rename_folder(folder, folder.with_name(f"{folder.name}.broken"))
     if checkpoint is not None and recipe_file.is_file():
         before = parse_recipe(recipe_file.read_text(encoding="utf-8"), source=str(recipe_file))
         for change in check_resume(before, cast(Recipe, recipe), override=override):
