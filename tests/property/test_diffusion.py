@@ -81,9 +81,10 @@ def test_the_estimates_make_x_t_again(name, u):
 def test_noise_rises_and_signal_falls_with_time(name, u, v):
     schedule = SCHEDULES[name]
     low, high = sorted((time_of(schedule, u), time_of(schedule, v)))
-    assert schedule.sigma(low) <= schedule.sigma(high)
-    assert schedule.alpha(low) >= schedule.alpha(high)
-    assert schedule.log_snr(low) >= schedule.log_snr(high)
+    # Up to rounding: entries are looked up, positions between them computed.
+    assert schedule.sigma(low) <= schedule.sigma(high) + 1e-14
+    assert schedule.alpha(low) >= schedule.alpha(high) - 1e-14
+    assert schedule.log_snr(low) >= schedule.log_snr(high) - 1e-12
     if not isinstance(schedule, FlowSchedule):
         assert schedule.alpha(low) ** 2 + schedule.sigma(low) ** 2 == pytest.approx(1.0, abs=1e-12)
 

@@ -99,6 +99,6 @@ def _std(x: Array) -> Array:
     n = math.prod(x.shape[1:])
     flat = x.reshape((x.shape[0], n))
     # Written out: numpy's std costs several times as much on an array this small.
-    centred = flat - flat.mean(-1)[:, None]
+    centred = flat - (flat.sum(-1) / n)[:, None]
     std = ((centred * centred).sum(-1) / (n - 1)) ** 0.5
     return std.reshape((x.shape[0],) + (1,) * (x.ndim - 1))

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fewstep.diffusion.arrays import Array, Coefficient, Time, combine, fit
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import FlowSchedule, Schedule
 from fewstep.errors import UsageError
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -65,9 +65,11 @@ def to_prediction(
     """
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     if prediction_type == "v_prediction":
-        if _is_flow(alpha, sigma):
-            return _from_v_of_any_schedule(model_output, x_t, alpha, sigma)
-        return Prediction(combine(alpha, x_t, -sigma, model_output), combine(sigma, x_t, alpha, model_output))
+        a, s = fit(alpha, x_t), fit(sigma, x_t)
+        if isinstance(schedule, FlowSchedule):  # not variance preserving: divide by the determinant
+            norm = a * a + s * s
+            a, s = a / norm, s / norm
+        return Prediction(a * x_t - s * model_output, s * x_t + a * model_output)
     if prediction_type == "epsilon":
         if np.any(_host(alpha) == 0.0):
             raise UsageError(
@@ -129,13 +131,3 @@ def adapt(model: Callable[[Array, Time], Array], schedule: Schedule, prediction_
 
 def _host(coefficient: Coefficient) -> Coefficient:
     return coefficient.detach().cpu().numpy() if hasattr(coefficient, "detach") else coefficient
-
-
-def _is_flow(alpha: Coefficient, sigma: Coefficient) -> bool:
-    """Whether alpha^2 + sigma^2 is not 1, so that reading v must divide by it."""
-    return bool(np.any(np.abs(_host(alpha) ** 2 + _host(sigma) ** 2 - 1.0) > 1e-9))
-
-
-def _from_v_of_any_schedule(v: Array, x_t: Array, alpha: Coefficient, sigma: Coefficient) -> Prediction:
-    norm = fit(alpha**2 + sigma**2, x_t)
-    return Prediction(combine(alpha, x_t, -sigma, v) / norm, combine(sigma, x_t, alpha, v) / norm)

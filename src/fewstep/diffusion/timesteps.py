@@ -163,7 +163,7 @@ def _discrete_times(
         )
     i = np.arange(n, dtype=np.float64)
     if spacing == "trailing":
-        # diffusers rounds numpy.arange(T, 0, -T / N), whose step is rounded against T first: so ties go its way.
+        # diffusers rounds numpy.arange(T, 0, -T / N), whose step is rounded against T first: ties go its way.
         # Not arange itself, which gives one value too many where its rounding falls short of 0.
         step = (total - total / n) - total
         return np.round(total + i * step) - 1.0
