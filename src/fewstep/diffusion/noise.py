@@ -5,7 +5,9 @@ counter generator (Salmon 2011, "Parallel random numbers: as easy as 1, 2, 3") w
 each 64-bit word gives two 32-bit uniforms u = (k + 1/2) / 2**32, low half first, and the Box-Muller transform
 (1958) turns the pair into sqrt(-2 ln u_1) (cos, sin)(2 pi u_2), computed in float64 and rounded once to
 float32. The transform is written out here, not taken from numpy's ``Generator``, whose streams may change
-between versions. Values are within +-6.77. Seeds of other tools are not reproduced.
+between versions. The logarithm and the circular functions of another C
+library may differ in float64's last bit, which survives the rounding about once in 10**8 values.
+Values are within +-6.77. Seeds of other tools are not reproduced.
 
 Stream 0 is the initial noise; stream 1 + i is what a stochastic solver adds in its step i.
 """
