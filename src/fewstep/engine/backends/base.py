@@ -77,11 +77,6 @@ class Backend(Protocol):
         """Let go of the networks; the backend is of no use afterwards."""
 
 
-def install_hint(package: str, extra: str | None) -> str:
-    """The command that installs what a backend lacks."""
-    return "pip install fewstep" if extra is None else f"pip install 'fewstep[{extra}]'  (for {package})"
-
-
 def f32(value: Any) -> FloatArray:
     """Any array as contiguous float32."""
     return np.ascontiguousarray(value, dtype=np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ class FakeBackend:
 
 def _tokenizer_json() -> str:
     """Splits at spaces, numbers the words in `_WORDS`, spells nothing else."""
-    spec = {
+    spec: dict[str, Any] = {
         "version": "1.0",
         "truncation": {"max_length": _LENGTH, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
         "padding": {

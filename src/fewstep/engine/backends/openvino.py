@@ -198,7 +198,8 @@ def import_openvino() -> Any:
         import openvino
     except ImportError as error:
         raise DependencyError(
-            f"the openvino backend needs the package openvino ({error}); install it with: pip install openvino"
+            f"the openvino backend needs openvino, which cannot be imported ({_first_line(error)}); "
+            "install it with: pip install openvino"
         ) from error
     finally:
         if blocked:

@@ -48,11 +48,12 @@ class TorchBackend:
         auto, unet = parts.autoencoder, parts.denoiser
         masked = bool(getattr(parts.text_encoder.config, "use_attention_mask", False))
         self._masked = masked
-        move = {"device": self._device, "memory_format": torch.channels_last}
         self._text = wrappers.text_encoder(parts.text_encoder, masked=masked).to(self._device, self._half)
-        self._denoiser = wrappers.denoiser(unet).to(dtype=self._half, **move)
-        self._encoder = wrappers.encoder(auto).to(**move)
-        self._decoder = wrappers.decoder(auto).to(**move)
+        self._denoiser = wrappers.denoiser(unet).to(self._device, self._half)
+        self._encoder = wrappers.encoder(auto).to(self._device)
+        self._decoder = wrappers.decoder(auto).to(self._device)
+        for module in (self._denoiser, self._encoder, self._decoder):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._scale = float(auto.config.scaling_factor)
         self._shift = float(auto.config.shift_factor or 0.0)
         downscale = 2 ** (len(auto.config.block_out_channels) - 1)
