@@ -354,8 +354,8 @@ def _check_finite(values: FloatArray, where: str, request: GenerateRequest) -> N
     if not np.isfinite(values).all():
         raise EngineError(
             f"{where} gave values that are not finite, so there is no picture (seed {request.seed}, "
-            f"guidance {request.guidance_scale:g}, solver {request.solver}); try the model's own settings, and "
-            "export the model again if that fails too"
+            f"guidance {request.guidance_scale:g}, solver {request.solver}); try the model's own settings, "
+            "and export the model again if that fails too"
         )
 
 

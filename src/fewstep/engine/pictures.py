@@ -1,5 +1,7 @@
 """Pixels in and out of the engine: fitting a picture and its mask, restoring what was not to change."""
 
+from __future__ import annotations
+
 import dataclasses
 from dataclasses import dataclass, field
 
