@@ -33,3 +33,14 @@ def size(option: str, value: str) -> tuple[int, int]:
     if match is None:
         raise UsageError(f"{option} is {value!r}: give width and height in pixels, such as 128x128")
     return int(match[1]), int(match[2])
+
+
+def text(option: str, value: str) -> str:
+    """Return a text that can be written to a file.
+
+    Raises:
+        UsageError: it holds bytes that the terminal's encoding does not know, or a null character.
+    """
+    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UsageError(f"{option} is not valid text: type it in the terminal's own encoding, best UTF-8")
+    return value

@@ -115,4 +115,3 @@ def show_logs(*, quiet: bool) -> None:
     logger = logging.getLogger("fewstep")
     logger.handlers = [Notes()]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    logger.propagate = False

@@ -77,8 +77,8 @@ def from_record(record: Mapping[str, Any]) -> str:
     Args:
         record: needs ``prompt``, ``num_inference_steps``, ``solver``, ``guidance_scale``, ``seed``,
             ``width``, ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have
-            ``negative_prompt``, ``strength``, ``guidance_rescale``, ``eta``, ``masked`` and ``upscale``
-            ({scale, name}).
+            ``negative_prompt``, ``strength``, ``guidance_rescale``, ``eta``, ``init_image_hash`` and
+            ``upscale`` ({scale, name}).
     """
     upscale = record.get("upscale") or {}
     fields = {
@@ -90,7 +90,7 @@ def from_record(record: Mapping[str, Any]) -> str:
         "Model hash": record["model_hash"][:10],
         "Model": record["model"],
         "Denoising strength": record.get("strength"),
-        "Masked content": "original" if record.get("masked") else None,
+        "Init image hash": (record.get("init_image_hash") or "")[:10] or None,
         "Eta": record.get("eta"),
         "Guidance rescale": record.get("guidance_rescale") or None,
         "Postprocess upscale by": upscale.get("scale"),

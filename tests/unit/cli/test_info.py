@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -62,18 +60,9 @@ def test_truncated_image_is_refused(tmp_path: Path, capsys: Output) -> None:
     assert "damaged or cut off" in capsys.readouterr().err
 
 
-def test_decompression_bomb_is_refused_from_its_header(tmp_path: Path, capsys: Output) -> None:
-    path = tmp_path / "bomb.png"
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + b"".join(
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-            for name, data in chunks
-        )
-    )
-    assert main(["info", str(path)]) == 6
+def test_decompression_bomb_is_refused_from_its_header(bomb: bytes, tmp_path: Path, capsys: Output) -> None:
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    assert main(["info", str(tmp_path / "bomb.png")]) == 6
     assert "too many pixels" in capsys.readouterr().err
 
 
