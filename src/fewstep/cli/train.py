@@ -43,7 +43,7 @@ def command(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
-    """Train a model from a recipe, and print the path of its newest checkpoint.
+    """Train a model from a recipe, and print the path of the model it leaves, or of its newest checkpoint.
 
     The first Ctrl-C finishes the step, saves and stops; the second stops at once.
     """
@@ -61,6 +61,8 @@ def command(
         return
     require("train", "torch", "training")
     require("train", "accelerate", "training")
+    from fewstep.training.previews import sampler_for
+    from fewstep.training.products import finish
     from fewstep.training.trainer import train
 
     output.show_logs(quiet=quiet)
@@ -70,10 +72,11 @@ def command(
         resume=resume,
         override=override,
         strict=strict,
+        sampler=sampler_for(resolved),
         show_progress=not quiet,
     )
     output.note(f"{done.images_seen} images in {done.steps} steps, {done.images_per_second:.1f} images/s")
-    output.result(str(done.checkpoint))
+    output.result(str(finish(done.run_folder) or done.checkpoint))
     if done.stopped == "SIGINT":
         raise Cancelled(f"everything is saved; go on with --resume --run {done.run_folder}")
 

@@ -8,7 +8,9 @@ refused. The folder's ``fewstep.json`` is the sampling contract (how the checkpo
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,10 +162,25 @@ def _text_encoder(root: Path, class_name: str, dtype: torch.dtype) -> Any:
     _config(root / "text_encoder")
     safetensors.check_content(root / "text_encoder" / "model.safetensors")
     cls = getattr(transformers, class_name)
-    model = cls.from_pretrained(
-        root / "text_encoder", local_files_only=True, use_safetensors=True, dtype=dtype
-    )
+    with _no_bars():
+        model = cls.from_pretrained(
+            root / "text_encoder", local_files_only=True, use_safetensors=True, dtype=dtype
+        )
     return model.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers from drawing progress bars for files of a few megabytes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tokenizer(root: Path, class_name: str) -> Any:
@@ -201,7 +218,10 @@ def save_pipeline(
             ("unet", components.denoiser),
             ("text_encoder", components.text_encoder),
         ):
-            copy.deepcopy(part).to(kind).save_pretrained(root / name)
+            # the plain method: diffusers' own warns of modules to be kept in float32 even when there are none
+            half_copy = torch.nn.Module.to(copy.deepcopy(part), kind)
+            with _no_bars():
+                half_copy.save_pretrained(root / name)
         components.tokenizer.save_pretrained(root / "tokenizer")
         DDIMScheduler.from_config(components.contract.scheduler_config()).save_pretrained(root / "scheduler")
         index = {

@@ -18,15 +18,22 @@ from fewstep.diffusion.prediction import Prediction, to_prediction
 from fewstep.diffusion.sampler import sample
 from fewstep.models import autoencoder as autoencoders
 from fewstep.models import load, text
+from fewstep.training.loop import Sampler
 from fewstep.training.products import sampling_contract
 from fewstep.training.sections import DenoiserRecipe, LoopRecipe
 
 Image = NDArray[np.uint8]
 
 
-def denoiser_sampler(
-    autoencoder: Path, text_folder: Path
-) -> Callable[[Mapping[str, nn.Module], LoopRecipe, int], Image | None]:
+def sampler_for(recipe: LoopRecipe) -> Sampler | None:
+    """The sampler of a recipe that asks for sample grids and says what to draw them with; else None."""
+    if not isinstance(recipe, DenoiserRecipe) or recipe.pipeline is None or not recipe.samples.prompts:
+        return None
+    parts = recipe.pipeline
+    return denoiser_sampler(Path(parts.autoencoder).expanduser(), Path(parts.text).expanduser())
+
+
+def denoiser_sampler(autoencoder: Path, text_folder: Path) -> Sampler:
     """A sampler for `fewstep.training.trainer.train`, which draws ``recipe.samples.prompts`` as one grid.
 
     Args:

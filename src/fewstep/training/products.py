@@ -13,14 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.checkpoint import atomic, safetensors
+from fewstep.data.backgrounds import recipe_folder
+from fewstep.data.order import indices, sample_rng
 from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
 from fewstep.errors import RecipeError, RunError
 from fewstep.models import autoencoder as autoencoders
 from fewstep.models import build, load
 from fewstep.models.components import Components
 from fewstep.training import checkpointing
+from fewstep.training.datasets import open_dataset
 from fewstep.training.recipe import parse_recipe
 from fewstep.training.sections import AutoencoderRecipe, DenoiserRecipe, Recipe
+
+_SCALE_IMAGES = 256
 
 
 def run_recipe(run_folder: Path) -> Recipe:
@@ -35,6 +40,39 @@ def run_recipe(run_folder: Path) -> Recipe:
             f"{run_folder}: no recipe.yaml, so not a run folder; give the folder of a training run"
         )
     return parse_recipe(path.read_text(encoding="utf-8"), source=str(path))
+
+
+def finish(run_folder: Path) -> Path | None:
+    """Write what a run leaves: ``vae`` or ``pipeline`` in its folder; None where the recipe asks for nothing.
+
+    Cheap enough to do after every stop, so that the newest weights can be tried.
+
+    Raises:
+        RunError: not a run folder.
+        CheckpointError: a part that cannot be loaded.
+    """
+    recipe = run_recipe(run_folder)
+    if isinstance(recipe, AutoencoderRecipe):
+        dataset = open_dataset(recipe.data)
+        chosen = indices(recipe.seed, 0, min(_SCALE_IMAGES, len(dataset)), len(dataset))
+        images = dataset.batch(chosen, sample_rng(recipe.seed, 0))["pixels"]
+        autoencoder_folder(run_folder, run_folder / "vae", images)
+        return run_folder / "vae"
+    if recipe.pipeline is None:
+        return None
+    parts = recipe.pipeline
+    card = "# {parameters} denoiser, {images_seen} images\n"
+    if parts.card is not None:
+        card = (recipe_folder(parts.card) / "card.md").read_text(encoding="utf-8")
+    pipeline_folder(
+        run_folder,
+        run_folder / "pipeline",
+        autoencoder=Path(parts.autoencoder).expanduser(),
+        text_folder=Path(parts.text).expanduser(),
+        family=parts.family,
+        card=card,
+    )
+    return run_folder / "pipeline"
 
 
 def autoencoder_folder(run_folder: Path, out: Path, images: NDArray[np.float32]) -> float:

@@ -34,6 +34,7 @@ __all__ = [
 RESUME_MAY_CHANGE = (
     "stop",
     "samples",
+    "pipeline",
     "runtime.checkpoint_images",
     "runtime.checkpoint_minutes",
     "runtime.keep",

@@ -197,11 +197,25 @@ class AutoencoderRecipe(_ModelRecipe):
     objective: AutoencoderObjective = AutoencoderObjective()
 
 
+class Pipeline(Section):
+    """The other parts of the pipeline folder that a denoiser run leaves; sample grids need them too."""
+
+    autoencoder: str
+    """The ``vae`` folder of the cached latents."""
+    text: str
+    """Folder with ``text_encoder`` and ``tokenizer``."""
+    family: str
+    """Base family in the sampling contract."""
+    card: str | None = None
+    """Name of a recipe folder whose ``card.md`` becomes the model card."""
+
+
 class DenoiserRecipe(_ModelRecipe):
     """Trains a ``UNet2DConditionModel`` on cached latents and text embeddings."""
 
     kind: Literal["denoiser"]
     objective: DenoiserObjective = DenoiserObjective()
+    pipeline: Pipeline | None = None
 
 
 Recipe = AutoencoderRecipe | DenoiserRecipe
