@@ -122,6 +122,7 @@ def test_t03_a_serialiser_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_t04_a_full_disk_keeps_old_checkpoints_and_fails_at_the_end(tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
 
@@ -165,6 +166,7 @@ def test_t05_bit_flip_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         checkpointing.latest(tmp_path)
 
 
+@pytest.mark.slow
 def test_t05_a_run_goes_on_from_the_checkpoint_before(tmp_path: Path) -> None:
     tiny_runs.run("denoiser", tmp_path / "whole")
     tiny_runs.run("denoiser", tmp_path / "run", "runtime.checkpoint_images=8", "stop.images=24")

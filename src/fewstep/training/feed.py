@@ -127,7 +127,7 @@ def _batches(
                 try:
                     sample = dataset.batch(np.array([index]), order.sample_rng(plan.seed, position))
                     samples.append(draw(sample, step_rng(plan.seed, position)))
-                except FewstepError:
+                except (FewstepError, MemoryError):
                     raise
                 except Exception as error:
                     raise DataError(_reason(index, error)) from error
@@ -169,7 +169,7 @@ def _ahead(batches: Iterator[Fed], depth: int, timeout: float, loading: dict[str
                     f"sample {loading.get('index')}: not loaded within {timeout:g} s; look at this sample, "
                     "or raise runtime.prefetch_timeout"
                 ) from None
-            if isinstance(item, FewstepError):
+            if isinstance(item, FewstepError | MemoryError):
                 raise item
             if isinstance(item, BaseException):
                 raise DataError(_reason(loading.get("index"), item)) from item

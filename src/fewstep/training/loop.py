@@ -113,9 +113,9 @@ class Loop:
         values: dict[str, float] = {}
         reason = "images" if state.images_seen >= recipe.stop.images else ""
         while not reason:
-            fed = next(batches)
-            assert fed.images_seen == state.images_seen
             with out_of_memory(size, recipe.runtime.accumulation):
+                fed = next(batches)
+                assert fed.images_seen == state.images_seen
                 self.step(fed)
             now, seen = time.monotonic(), state.images_seen
             hours = recipe.stop.hours

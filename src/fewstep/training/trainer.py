@@ -223,8 +223,12 @@ def make_accelerator(recipe: LoopRecipe) -> Accelerator:
         RunError: a sharded set-up (FSDP, DeepSpeed), whose state our checkpoints do not hold.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, is_initialized
     from accelerate.utils import DistributedType
 
+    if is_initialized() and AcceleratorState().mixed_precision != recipe.runtime.mixed_precision:
+        # An earlier run of this process chose another precision; accelerate has no public way to change it.
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=recipe.runtime.device == "cpu" or None,
         mixed_precision=recipe.runtime.mixed_precision,
