@@ -1,8 +1,15 @@
 """Few-step latent diffusion: train it, distil it, measure it, draw with it."""
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-try:
-    __version__ = version("fewstep")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> str:
+    # Looked up when it is asked for: importlib.metadata costs 40 ms at every start.
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("fewstep")
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "0+unknown"
