@@ -28,6 +28,14 @@ def command(
     styles: Annotated[
         list[str] | None, typer.Option("--style", help="Take only this style; may be repeated.")
     ] = None,
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(
+            "--autoencoder",
+            metavar="DIR",
+            help="A trained autoencoder (vae folder): encode the drawings and captions of data.yaml as well.",
+        ),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a set that was built from something else.")
     ] = False,
@@ -35,7 +43,8 @@ def command(
 ) -> None:
     """Prepare the training data of a recipe, and print its folder.
 
-    Fetches the openly licensed emoji packages and renders their drawings. A set that is there is kept.
+    Fetches the openly licensed emoji packages and renders their drawings; with --autoencoder also writes the
+    text encoder and the cache of latents and embeddings beside them. What is there is kept.
     """
     one_of("RECIPE", recipe, RECIPES)
     require("train", "resvg_py", "rendering the drawings")
@@ -51,4 +60,22 @@ def command(
             out or CACHE / recipe / "drawings", packages, styles=chosen, replace=replace, on_progress=report
         )
     output.note(f"{len(drawings.items)} drawings, fingerprint {drawings.fingerprint[:10]}")
-    output.result(str(drawings.folder))
+    if autoencoder is None:
+        output.result(str(drawings.folder))
+        return
+    require("train", "torch", "encoding the drawings")
+    from fewstep.data import preparation
+
+    beside = drawings.folder.parent
+    preparation.text_encoder(beside / "text", drawings, package_cache=CACHE)
+    with progress("encoded", quiet=quiet) as report:
+        cache = preparation.latents(
+            beside / "latents",
+            drawings,
+            autoencoder=autoencoder,
+            text_folder=beside / "text",
+            selection=preparation.load_selection(),
+            on_progress=lambda _, done, total: report(done, total),
+        )
+    output.note(f"{len(cache)} compositions, {len(cache.captions)} captions, key {cache.key[:10]}")
+    output.result(str(beside / "latents"))

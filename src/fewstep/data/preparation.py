@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep.checkpoint import safetensors
-from fewstep.data.backgrounds import load_backgrounds
+from fewstep.data.backgrounds import load_backgrounds, recipe_folder
 from fewstep.data.compositions import ComposedDrawings, compositions
 from fewstep.data.emoji import Drawings
-from fewstep.data.emoji_sets import GROUPS, STYLES
+from fewstep.data.emoji_sets import GROUPS, STYLES, check_known
 from fewstep.data.latent_cache import CachedLatents, build_cache
+from fewstep.errors import RecipeError, UsageError
 from fewstep.models import autoencoder as autoencoders
 from fewstep.models import load, text
 
 Report = Callable[[str, int, int], None]
+
+
+class Selection(BaseModel):
+    """``data.yaml`` of a recipe folder: which compositions of the drawing set a denoiser is trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    styles: tuple[str, ...] = STYLES
+    groups: tuple[str, ...] = GROUPS
+    per_drawing: Annotated[int, Field(ge=1)] = 8
+    """Backgrounds a drawing."""
+    caption_variants: Annotated[int, Field(ge=1, le=5)] = 4
+    """Captions a composition."""
+
+
+def load_selection(path: Path | None = None) -> Selection:
+    """Read a selection; the one of ``emoji-128`` when no file is given.
+
+    Raises:
+        RecipeError: not YAML, an unknown key, style or group, or a number out of range.
+    """
+    file = path if path is not None else recipe_folder() / "data.yaml"
+    try:
+        values = yaml.safe_load(file.read_text("utf-8"))
+        chosen = Selection.model_validate_json(json.dumps(values))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RecipeError(f"{file}: not a selection ({reason}); see recipes/emoji-128/data.yaml") from error
+    try:
+        check_known("style", chosen.styles, STYLES)
+        check_known("group", chosen.groups, GROUPS)
+    except UsageError as error:
+        raise RecipeError(f"{file}: {error}") from error
+    return chosen
 
 
 def text_encoder(folder: Path, drawings: Drawings, *, package_cache: Path | None = None) -> None:
@@ -48,10 +87,7 @@ def latents(
     *,
     autoencoder: Path,
     text_folder: Path,
-    styles: Sequence[str] = STYLES,
-    groups: Sequence[str] = GROUPS,
-    per_drawing: int = 8,
-    caption_variants: int = 4,
+    selection: Selection,
     on_progress: Report | None = None,
 ) -> CachedLatents:
     """Compose the training part of a drawing set and encode it, or open the cache that holds it.
@@ -61,10 +97,7 @@ def latents(
         drawings: the drawing set.
         autoencoder: folder of a diffusers ``AutoencoderKL`` with its final ``scaling_factor``.
         text_folder: folder with ``text_encoder`` and ``tokenizer``.
-        styles: take only these.
-        groups: take only these.
-        per_drawing: backgrounds a drawing.
-        caption_variants: captions a composition, 1 to 5.
+        selection: which compositions.
         on_progress: called with ("latents" or "text", done, total).
 
     Raises:
@@ -74,15 +107,15 @@ def latents(
     import torch
 
     network = load.autoencoder(autoencoder)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     encoder, tokenizer = load.text_parts(text_folder)
     items = compositions(
         drawings.items,
         load_backgrounds(),
-        per_drawing=per_drawing,
-        caption_variants=caption_variants,
-        styles=styles,
-        groups=groups,
+        per_drawing=selection.per_drawing,
+        caption_variants=selection.caption_variants,
+        styles=selection.styles,
+        groups=selection.groups,
     )
 
     def encode_text(texts: list[str]) -> NDArray[np.float32]:
