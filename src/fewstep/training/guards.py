@@ -75,9 +75,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
-    # The CPU allocator and oneDNN raise plain RuntimeErrors.
-    return (
-        "DefaultCPUAllocator" in text
-        or "can't allocate memory" in text
-        or "could not create a memory" in text
-    )
+    # The CPU allocator raises plain RuntimeErrors, and oneDNN does not say why a layer could not be set up; with
+    # layers that worked a step before, that is memory.
+    return any(sign in text for sign in _SIGNS)
+
+
+_SIGNS = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "could not create a memory",
+    "could not create a primitive",
+)
