@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,10 +34,15 @@ def bundled_model() -> None:
         pytest.fail(f"{COMMAND} is missing: install the package, pip install -e .")
 
 
+# Models of the person who runs the tests must not take the bundled model's place.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "FEWSTEP_MODELS"}
+
+
 def run(*arguments: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [COMMAND, *map(str, arguments)],
         cwd=cwd,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=180,
@@ -150,7 +156,9 @@ def test_no_torch_is_imported_to_draw(tmp_path: Path) -> None:
         "found = {'torch', 'diffusers', 'transformers', 'pydantic', 'rich'} & set(sys.modules);"
         "sys.exit(code or ', '.join(sorted(found)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, done.stderr
 
 

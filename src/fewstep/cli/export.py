@@ -9,6 +9,7 @@ import typer
 
 from fewstep.cli import output
 from fewstep.cli.choices import one_of
+from fewstep.cli.libraries import quiet_libraries
 from fewstep.errors import NotFoundError, UsageError
 
 PRECISIONS = ("int8", "fp16")
@@ -43,6 +44,7 @@ def command(
     """
     one_of("--precision", precision, PRECISIONS)
     calibration = _lines(prompts) if prompts is not None else None
+    quiet_libraries()
     from fewstep.models.export import Precision, export
 
     done = export(

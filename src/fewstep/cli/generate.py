@@ -10,6 +10,7 @@ import typer
 
 from fewstep.cli import choices, output
 from fewstep.cli.interrupts import cancellable
+from fewstep.cli.libraries import quiet_libraries
 from fewstep.cli.progress import progress
 from fewstep.errors import NotFoundError
 from fewstep.prompt import containers
@@ -132,6 +133,7 @@ def open_engine(model: str | None, engine: str, folders: Sequence[Path]) -> Engi
     from fewstep.engine import registry
     from fewstep.engine.engine import Engine
 
+    quiet_libraries()
     kinds: dict[str, registry.Kind | None] = {"auto": None, "openvino": "bundle", "torch": "pipeline"}
     try:
         entry = registry.find(model, kind=kinds[engine], extra=folders)

@@ -158,7 +158,7 @@ def _pipeline(path: Path, index: dict[str, Any]) -> dict[str, Any]:
 
     parts = {}
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list):
+        if name.startswith("_") or not isinstance(value, list) or not any(value):
             continue
         files = sorted(path.glob(f"{name}/*.safetensors"))
         facts = [_weights(file) for file in files]
@@ -209,7 +209,7 @@ def _print_image(facts: dict[str, Any]) -> None:
 
 def _print_plain(facts: dict[str, Any], indent: str = "") -> None:
     for key, value in facts.items():
-        label = f"{indent}{key.replace('_', ' ')}:"
+        label = f"{indent}{key}:"
         if isinstance(value, dict) and value:
             output.result(label)
             _print_plain(value, indent + "  ")

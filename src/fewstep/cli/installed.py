@@ -11,8 +11,6 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from fewstep.errors import DependencyError
 
@@ -104,6 +102,10 @@ def _source_folder() -> Path | None:
     origin = json.loads(text) if text else {}
     if not origin.get("dir_info", {}).get("editable"):
         return None
+    # Costs 20 ms to import, which drawing should not pay.
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
     folder = Path(url2pathname(urlsplit(origin["url"]).path))
     return folder if folder.is_dir() else None
 

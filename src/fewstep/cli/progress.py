@@ -37,7 +37,7 @@ def progress(label: str, *, quiet: bool = False) -> Iterator[Report]:
                 if bar is None:
                     bar = _bar(stack, label)
                 bar(done, total)
-            elif done == total or now - last_line >= _LINE_SECONDS:
+            elif now - last_line >= _LINE_SECONDS or (done == total and last_line > start):
                 last_line = now
                 sys.stderr.write(f"fewstep: {label} {done}/{total}\n")
                 sys.stderr.flush()

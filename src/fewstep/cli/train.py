@@ -10,6 +10,7 @@ import typer
 
 from fewstep.cli import output
 from fewstep.cli.installed import require
+from fewstep.cli.libraries import quiet_libraries
 from fewstep.errors import Cancelled, UsageError
 
 RUNS = Path("runs")
@@ -63,6 +64,8 @@ def command(
     require("train", "accelerate", "training")
     from fewstep.training.previews import sampler_for
     from fewstep.training.products import finish
+
+    quiet_libraries(offline=False)
     from fewstep.training.trainer import train
 
     output.show_logs(quiet=quiet)
