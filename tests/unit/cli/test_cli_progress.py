@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from fewstep.cli import progress as module
 from fewstep.cli.progress import progress
 
 Output = pytest.CaptureFixture[str]
@@ -14,7 +13,7 @@ Output = pytest.CaptureFixture[str]
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("fewstep.cli.progress.time.monotonic", lambda: now[0])
     return now
 
 

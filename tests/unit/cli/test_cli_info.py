@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,11 @@ def test_decompression_bomb_is_refused_from_its_header(bomb: bytes, tmp_path: Pa
 
 
 def test_safetensors_file(tmp_path: Path, capsys: Output) -> None:
-    tensors = {"a": np.zeros((2, 3), np.float16), "b": np.zeros(5, np.float32), "c": np.zeros(1, np.float16)}
+    tensors: dict[str, Any] = {
+        "a": np.zeros((2, 3), np.float16),
+        "b": np.zeros(5, np.float32),
+        "c": np.zeros(1, np.float16),
+    }
     safetensors.save(tmp_path / "w.safetensors", tensors, {"author": "x", "fewstep": '{"solver": "lcm"}'})
     found = facts(tmp_path / "w.safetensors", capsys)
     assert (found["tensors"], found["parameters"]) == (3, 12)

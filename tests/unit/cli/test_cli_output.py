@@ -67,6 +67,6 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(
     def refuse(*arguments: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(output.os, "open", refuse)
+    monkeypatch.setattr("fewstep.cli.output.os.open", refuse)
     with pytest.raises(OutputError, match="Permission denied"), output.numbers(tmp_path, 1):
         pass

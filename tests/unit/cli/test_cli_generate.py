@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.checkpoint import atomic
 from fewstep.cli import generate
 from fewstep.cli.main import main
 from fewstep.engine import registry, upscale
@@ -229,7 +228,7 @@ def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(descriptor: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic.os, "write", full)
+    monkeypatch.setattr("fewstep.checkpoint.atomic.os.write", full)
     code = main(["generate", PROMPT, *NATIVE])
     monkeypatch.undo()
     assert code == 7
