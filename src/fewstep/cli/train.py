@@ -62,10 +62,9 @@ def command(
         return
     require("train", "torch", "training")
     require("train", "accelerate", "training")
+    quiet_libraries(offline=False)
     from fewstep.training.previews import sampler_for
     from fewstep.training.products import finish
-
-    quiet_libraries(offline=False)
     from fewstep.training.trainer import train
 
     output.show_logs(quiet=quiet)
