@@ -40,7 +40,7 @@ def denoiser(config: dict[str, Any]) -> UNet2DConditionModel:
 
 
 def _known(config: dict[str, Any], cls: type) -> dict[str, Any]:
-    allowed = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    allowed = list(inspect.signature(cls).parameters)
     for key in config:
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=1)
