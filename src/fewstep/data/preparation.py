@@ -36,6 +36,8 @@ class Selection(BaseModel):
     """Backgrounds a drawing."""
     caption_variants: Annotated[int, Field(ge=1, le=5)] = 4
     """Captions a composition."""
+    mirrored: bool = True
+    """Encode the mirror image of each composition that may be mirrored as well."""
 
 
 def load_selection(path: Path | None = None) -> Selection:
@@ -133,5 +135,6 @@ def latents(
             "text_encoder": safetensors.folder_hash(text_folder / "text_encoder"),
             "tokenizer": safetensors.sha256_file(text_folder / "tokenizer" / "tokenizer.json"),
         },
+        mirrored=selection.mirrored,
         on_progress=on_progress,
     )
