@@ -14,7 +14,7 @@ import pytest
 import tiny_runs
 
 from fewstep.checkpoint import atomic
-from fewstep.errors import RunError
+from fewstep.errors import NotFoundError, RunError
 from fewstep.training import checkpointing
 from fewstep.training.lock import run_lock
 
@@ -170,6 +170,8 @@ def test_init_from_takes_the_average_of_another_run(tmp_path: Path) -> None:
 
     result = tiny_runs.run("denoiser", tmp_path, "stop.images=8")
     averaged = checkpointing.open_checkpoint(result.checkpoint).tensors("denoiser.ema")
+    with pytest.raises(NotFoundError, match="no weights here"):
+        make_task(tiny_runs.recipe("denoiser", f"init_from={tmp_path / 'samples'}"))
     for source in (tmp_path, result.checkpoint / "denoiser.ema.safetensors"):
         task = make_task(tiny_runs.recipe("denoiser", f"init_from={source}"))
         state = task.roles["denoiser"].weights.state_dict()

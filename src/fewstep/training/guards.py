@@ -75,8 +75,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
-    # The CPU allocator raises plain RuntimeErrors, and oneDNN does not say why a layer could not be set up; with
-    # layers that worked a step before, that is memory.
+    # The CPU allocator raises plain RuntimeErrors, and oneDNN does not say why a layer could not be set up;
+    # for layers that worked a step before, that is memory.
     return any(sign in text for sign in _SIGNS)
 
 

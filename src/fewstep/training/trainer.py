@@ -94,7 +94,8 @@ def train(
         DataError: a sample cannot be loaded.
         OutputError: the last checkpoint could not be written.
     """
-    task = make_task(recipe)
+    resumed = resume and bool(checkpointing.found(Path(run_folder) / "checkpoints"))
+    task = make_task(recipe, initial=not resumed)
     if dataset is None:
         dataset = open_dataset(recipe.data)
     return run_task(
@@ -113,8 +114,11 @@ def train(
     )
 
 
-def make_task(recipe: Recipe) -> Task:
-    """Build a recipe's networks, with initial weights that follow from its seed, or from ``init_from``."""
+def make_task(recipe: Recipe, *, initial: bool = True) -> Task:
+    """Build a recipe's networks, with initial weights that follow from its seed, or from ``init_from``.
+
+    Without ``initial`` the file of ``init_from`` is not read: a resumed run has its weights elsewhere.
+    """
     torch.manual_seed(recipe.seed)
     task: Task
     if isinstance(recipe, AutoencoderRecipe):
@@ -125,7 +129,7 @@ def make_task(recipe: Recipe) -> Task:
         from fewstep.training.denoiser import DenoiserTask
 
         task = DenoiserTask(recipe)
-    if recipe.init_from is not None:
+    if initial and recipe.init_from is not None:
         source = _weights_file(Path(recipe.init_from).expanduser(), recipe.kind)
         checkpointing.copy_into(task.roles[recipe.kind].weights, safetensors.load_torch(source), source)
     return task
