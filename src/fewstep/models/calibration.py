@@ -40,8 +40,7 @@ PROMPTS = (
 """Prompts when none are given. The bundled model's own recipe gives more."""
 
 CALLS = 96
-"""Denoiser calls to keep: more did not lower the error of the bundled model's shape, and cost a second
-each."""
+"""Denoiser calls to keep, spread evenly over prompts and timesteps."""
 
 Calls = dict[str, list[list[np.ndarray]]]
 """Part -> recorded calls, each a list of the part's inputs in order."""

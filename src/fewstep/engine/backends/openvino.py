@@ -48,8 +48,8 @@ class OpenVINOBackend:
         self._config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
-            # Threads tied to cores wait for whatever else runs there: on a busy machine a call took half as long
-            # again, on an idle one nothing changes.
+            # Threads tied to cores wait for whatever else runs there: on a busy machine a call took half as
+            # long again, on an idle one nothing changes.
             "ENABLE_CPU_PINNING": "NO",
         }
         if threads is not None:
