@@ -149,7 +149,7 @@ def test_t14_an_overflow_of_mixed_precision_moves_nothing(
     assert manifest["scaler"]["scale"] == scales[-1]
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "autoencoder"])
+@pytest.mark.parametrize("kind", ["denoiser", pytest.param("autoencoder", marks=pytest.mark.slow)])
 def test_t21_golden_losses_of_a_hundred_steps(tmp_path: Path, kind: str) -> None:
     """Exact where the golden file was made, else within 1e-4.
 
@@ -191,7 +191,7 @@ def test_t22_another_seed_is_another_run(tmp_path: Path) -> None:
     assert tiny_runs.hashes(tmp_path / "0") != tiny_runs.hashes(tmp_path / "1")
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "autoencoder"])
+@pytest.mark.parametrize("kind", ["denoiser", pytest.param("autoencoder", marks=pytest.mark.slow)])
 def test_t23_accumulation_equals_the_large_batch(tmp_path: Path, kind: str) -> None:
     """Within 1e-5 of the weights: float32 sums in another order, and Adam with an eps that is not tiny.
 

@@ -94,7 +94,7 @@ def test_kill_at_any_moment_then_resume_is_bit_equal(whole: dict[str, Path], tmp
     assert len(set(killed_at)) > 2, "all kills hit the same place: this test shows little"
 
 
-@pytest.mark.parametrize("k", [1, 4, 9, 13, 17])
+@pytest.mark.parametrize("k", [1, 9, 17])
 def test_kill_at_a_primitive_then_resume_is_bit_equal(whole: dict[str, Path], tmp_path: Path, k: int) -> None:
     settings = ("runtime.accumulation=2", "runtime.checkpoint_images=16")
 
