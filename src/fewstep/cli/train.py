@@ -77,6 +77,8 @@ def command(
         sampler=sampler_for(resolved),
         show_progress=not quiet,
     )
+    if not done.main_process:
+        return
     output.note(f"{done.images_seen} images in {done.steps} steps, {done.images_per_second:.1f} images/s")
     output.result(str(finish(done.run_folder) or done.checkpoint))
     if done.stopped == "SIGINT":

@@ -46,6 +46,7 @@ class RunResult:
         images_per_second: rate of this process, start-up and saving included.
         skipped: optimiser steps skipped for non-finite numbers, by role.
         values: the last logged values.
+        main_process: False in the other processes of a run on many; they have nothing to write.
     """
 
     run_folder: Path
@@ -56,6 +57,7 @@ class RunResult:
     images_per_second: float
     skipped: Mapping[str, int]
     values: Mapping[str, float]
+    main_process: bool = True
 
 
 def train(
@@ -217,6 +219,7 @@ def run_task(
         images_per_second=rates[0],
         skipped={name: role.guard.skipped for name, role in state.roles.items()},
         values=state.values,
+        main_process=main,
     )
 
 
