@@ -23,8 +23,8 @@ SIZES = [(64, 64), (96, 64), (72, 104)]
 PROMPT = "a red apple"
 
 FP16_OUTPUT = 2e-4
-"""Largest absolute difference of a raw output (standard deviation 0.3 to 3): both sides compute in float32 from the
-same half-precision weights, so only the order of the sums differs."""
+"""Largest absolute difference of a raw output, over the larger of 1 and its own largest value: both sides
+compute in float32 from the same half-precision weights, so only the order of the sums differs."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def pipeline(tmp_path_factory):
         norm_num_groups=2,
         latent_channels=4,
         mid_block_add_attention=False,
-        scaling_factor=0.5,
+        scaling_factor=1.5,
         sample_size=64,
     )
     encoder = BertModel(
@@ -152,7 +152,7 @@ def test_c03_torch_and_openvino_networks_agree(engines, size):
         lambda backend: backend.decode(x[:1]),
     ):
         want, got = call(first), call(second)
-        assert 0.3 < want.std() < 3, "the test needs outputs of ordinary size"
+        assert 0.3 < want.std() < 3, f"the test needs outputs of ordinary size, not {want.std()}"
         assert want.shape == got.shape
         assert np.abs(want - got).max() <= FP16_OUTPUT * max(1.0, np.abs(want).max())
 

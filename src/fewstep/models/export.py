@@ -191,22 +191,22 @@ def _export_part(
     fit = [call for index, call in enumerate(calls) if index % _HELD_OUT] if check is not calls else calls
     model = parts.model(part)
     kind = "fp16"
-    error, cosine = networks.compare(parts, part, model, check)
     # The encoder runs once per picture and only when a picture comes in: not worth any error.
     if precision == "int8" and part != "vae_encoder":
         quantised = networks.quantise(model, part, fit)
         int8_error, int8_cosine = networks.compare(parts, part, quantised, check)
         good = {"vae_decoder": int8_error <= DECODER_LIMIT, "text_encoder": int8_cosine > TEXT_COSINE}
         if good.get(part, True):
-            model, kind, error, cosine = quantised, "int8", int8_error, int8_cosine
+            model, kind = quantised, "int8"
         else:
             tried[part] = int8_error if part == "vae_decoder" else 1 - int8_cosine
             if part == "text_encoder":
                 smaller = networks.compress(model.clone())
-                less_error, less_cosine = networks.compare(parts, part, smaller, check)
+                _, less_cosine = networks.compare(parts, part, smaller, check)
                 if less_cosine > TEXT_COSINE:
-                    model, kind, error, cosine = smaller, "int8_weights", less_error, less_cosine
-    networks.save(model, folder / f"{part}.xml")
+                    model, kind = smaller, "int8_weights"
+    saved = networks.save(model, folder / f"{part}.xml")
+    error, cosine = networks.compare(parts, part, saved, check)
     return PartReport(
         precision=kind,
         size=sum((folder / f"{part}.{suffix}").stat().st_size for suffix in ("xml", "bin")),

@@ -215,11 +215,40 @@ def _compile(model: Any) -> Any:
     return openvino.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
 
 
-def save(model: Any, path: Path) -> None:
-    """Write an IR, floating-point weights in half precision."""
+def save(model: Any, path: Path) -> Any:
+    """Write an IR, floating-point weights in half precision, and return it as it reads back."""
     import openvino
 
+    _keep_frequencies(model)
     openvino.save_model(model, str(path), compress_to_fp16=True)
+    return openvino.Core().read_model(path)
+
+
+def _keep_frequencies(model: Any) -> None:
+    """Store what is multiplied by a time and goes into sin and cos as 32-bit integers.
+
+    Half precision would round a frequency by up to 2**-12 of itself: at time 999 that turns the angle by a
+    quarter of a radian. Saving has no switch for single constants, but leaves integers alone.
+    """
+    import openvino
+    from openvino import opset13 as op
+
+    scale = 2.0**15
+    for node in list(model.get_ops()):
+        if node.get_type_name() not in ("Sin", "Cos"):
+            continue
+        product = node.input_value(0).get_node()
+        for port in product.inputs():
+            source = port.get_source_output().get_node()
+            # Both sin and cos hang on one product: the second time it is done already.
+            if source.get_type_name() != "Constant" or source.get_element_type() != openvino.Type.f32:
+                continue
+            values = source.get_data().astype(np.float64)
+            assert np.abs(values).max() < 2, "time frequencies are at most 1"
+            whole = op.convert(op.constant(np.round(values * scale * scale).astype(np.int32)), "f32")
+            # Two factors: half precision does not reach down to 2**-30.
+            factor = op.constant(np.float32(1.0 / scale))
+            port.replace_source_output(op.multiply(op.multiply(whole, factor), factor).output(0))
 
 
 @contextlib.contextmanager
