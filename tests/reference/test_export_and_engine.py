@@ -93,7 +93,7 @@ def pipeline(tmp_path_factory):
     )
     parts = Components(vae, unet, encoder, BertTokenizer.from_pretrained(folder), contract)
     card = "---\nlicense: Apache-2.0 AND MIT\n---\n# tiny\n"
-    load.save_pipeline(folder / "tiny", parts, model_card=card)
+    load.save_pipeline(folder / "tiny", parts, texts={"README.md": card})
     (folder / "tiny" / "attribution.json").write_text(
         '[{"author": "A. Artist", "url": "https://example.org"}]'
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +190,12 @@ def _tokenizer(root: Path, class_name: str) -> Any:
 
 
 def save_pipeline(
-    folder: str | Path, components: Components, *, model_card: str, half: bool = True, replace: bool = False
+    folder: str | Path,
+    components: Components,
+    *,
+    texts: Mapping[str, str],
+    half: bool = True,
+    replace: bool = False,
 ) -> None:
     """Write a pipeline folder that plain ``StableDiffusionPipeline.from_pretrained`` opens; all or nothing.
 
@@ -199,7 +204,7 @@ def save_pipeline(
         components: networks in any type; written as float16 when ``half``, which halves the files and,
         for the
             bundled model, changes no pixel by more than one level.
-        model_card: text of ``README.md``.
+        texts: text files to write beside the weights, such as the model card ``README.md``, by name.
         half: write float16 weights.
         replace: put the new folder in the place of an old one.
 
@@ -239,7 +244,8 @@ def save_pipeline(
         }
         atomic.write_text(root / "model_index.json", json.dumps(index, indent=2) + "\n")
         atomic.write_text(root / CONTRACT_FILE, components.contract.to_json())
-        atomic.write_text(root / "README.md", model_card)
+        for file, text in texts.items():
+            atomic.write_text(root / file, text)
 
 
 def _plain_name(tokenizer_class: str) -> str:

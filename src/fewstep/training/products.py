@@ -7,6 +7,7 @@ weights of the newest complete checkpoint.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from fewstep.training.recipe import parse_recipe
 from fewstep.training.sections import AutoencoderRecipe, DenoiserRecipe, Recipe
 
 _SCALE_IMAGES = 256
+_LEGAL = ("NOTICE", "attribution.json")
+"""Files of a recipe folder that go with weights made from it; exported bundles carry them on."""
 
 
 def run_recipe(run_folder: Path) -> Recipe:
@@ -62,15 +65,18 @@ def finish(run_folder: Path) -> Path | None:
         return None
     parts = recipe.pipeline
     card = "# {parameters} denoiser, {images_seen} images\n"
+    legal: dict[str, str] = {}
     if parts.card is not None:
-        card = (recipe_folder(parts.card) / "card.md").read_text(encoding="utf-8")
+        beside = recipe_folder(parts.card)
+        card = (beside / "card.md").read_text(encoding="utf-8")
+        legal = {n: (beside / n).read_text("utf-8") for n in _LEGAL if (beside / n).is_file()}
     pipeline_folder(
         run_folder,
         run_folder / "pipeline",
         autoencoder=Path(parts.autoencoder).expanduser(),
         text_folder=Path(parts.text).expanduser(),
         family=parts.family,
-        card=card,
+        texts={"README.md": card, **legal},
     )
     return run_folder / "pipeline"
 
@@ -105,7 +111,13 @@ def autoencoder_folder(run_folder: Path, out: Path, images: NDArray[np.float32])
 
 
 def pipeline_folder(
-    run_folder: Path, out: Path, *, autoencoder: Path, text_folder: Path, family: str, card: str
+    run_folder: Path,
+    out: Path,
+    *,
+    autoencoder: Path,
+    text_folder: Path,
+    family: str,
+    texts: Mapping[str, str],
 ) -> SamplingContract:
     """Write the pipeline folder of a denoiser run; all or nothing.
 
@@ -115,7 +127,8 @@ def pipeline_folder(
         autoencoder: the ``vae`` folder whose latents the run was trained on.
         text_folder: folder with ``text_encoder`` and ``tokenizer``.
         family: the contract's ``base_family``.
-        card: text of the model card; ``{images_seen}`` and ``{parameters}`` are filled in.
+        texts: files to put beside the weights. In ``README.md``, the model card, ``{images_seen}`` and
+            ``{parameters}`` are filled in.
 
     Returns:
         The sampling contract that stands in the folder.
@@ -136,9 +149,12 @@ def pipeline_folder(
     contract = sampling_contract(recipe, family, side)
     seen = int(json.loads((source.parent / checkpointing.MANIFEST).read_text("utf-8"))["images_seen"])
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    text = card.replace("{images_seen}", f"{seen:,}").replace("{parameters}", f"{parameters / 1e6:.1f} M")
+    filled = {"{images_seen}": f"{seen:,}", "{parameters}": f"{parameters / 1e6:.1f} M"}
+    card = texts["README.md"]
+    for name, value in filled.items():
+        card = card.replace(name, value)
     components = Components(vae, network.eval(), encoder, tokenizer, contract)
-    load.save_pipeline(out, components, model_card=text, replace=True)
+    load.save_pipeline(out, components, texts={**texts, "README.md": card}, replace=True)
     return contract
 
 

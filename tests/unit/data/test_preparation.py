@@ -64,7 +64,7 @@ def test_bad_selection(tmp_path, content, reason):
 
 
 def test_cache_holds_what_the_networks_compute(drawings, tiny_components, tmp_path):
-    load.save_pipeline(tmp_path / "parts", tiny_components, model_card="", half=False)
+    load.save_pipeline(tmp_path / "parts", tiny_components, texts={}, half=False)
     selection = preparation.Selection(
         styles=("noto", "twemoji"), groups=("food-drink",), per_drawing=2, caption_variants=2, mirrored=False
     )
@@ -100,7 +100,7 @@ def test_cache_holds_what_the_networks_compute(drawings, tiny_components, tmp_pa
 def test_another_autoencoder_is_another_cache(drawings, tiny_components, tmp_path):
     from fewstep.errors import DataError
 
-    load.save_pipeline(tmp_path / "parts", tiny_components, model_card="", half=False)
+    load.save_pipeline(tmp_path / "parts", tiny_components, texts={}, half=False)
     arguments = {
         "text_folder": tmp_path / "parts",
         "selection": preparation.Selection(per_drawing=1, caption_variants=1, mirrored=False),

@@ -21,7 +21,7 @@ from fewstep.models import build, load, text
 
 @pytest.fixture
 def folder(tiny_components, tmp_path):
-    load.save_pipeline(tmp_path / "model", tiny_components, model_card="# tiny\n", half=False)
+    load.save_pipeline(tmp_path / "model", tiny_components, texts={"README.md": "# tiny\n"}, half=False)
     return tmp_path / "model"
 
 
@@ -85,7 +85,7 @@ def test_plain_diffusers_draws_the_same_image(folder):
 def test_half_precision_files(tiny_components, tmp_path):
     from fewstep.checkpoint import safetensors
 
-    load.save_pipeline(tmp_path / "half", tiny_components, model_card="")
+    load.save_pipeline(tmp_path / "half", tiny_components, texts={})
     tensors = safetensors.load(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {str(t.dtype) for t in tensors.values()} == {"float16"}
     assert load.pipeline(tmp_path / "half").denoiser.dtype == torch.float32
@@ -94,8 +94,8 @@ def test_half_precision_files(tiny_components, tmp_path):
 
 def test_existing_folder_is_kept_unless_replaced(folder, tiny_components):
     with pytest.raises(OutputError, match="exists already"):
-        load.save_pipeline(folder, tiny_components, model_card="")
-    load.save_pipeline(folder, tiny_components, model_card="new", replace=True)
+        load.save_pipeline(folder, tiny_components, texts={})
+    load.save_pipeline(folder, tiny_components, texts={"README.md": "new"}, replace=True)
     assert (folder / "README.md").read_text() == "new"
 
 

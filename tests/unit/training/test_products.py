@@ -49,7 +49,7 @@ stop: {images: 8}
 
 @pytest.fixture
 def parts(tiny_components, tmp_path):
-    load.save_pipeline(tmp_path / "parts", tiny_components, model_card="", half=False)
+    load.save_pipeline(tmp_path / "parts", tiny_components, texts={}, half=False)
     return tmp_path / "parts"
 
 
@@ -72,7 +72,7 @@ def test_pipeline_folder_holds_the_averaged_weights_and_the_recipes_contract(
         autoencoder=parts / "vae",
         text_folder=parts,
         family="tiny",
-        card="{images_seen} images, {parameters}",
+        texts={"README.md": "{images_seen} images, {parameters}", "NOTICE": "n"},
     )
     loaded = load.pipeline(tmp_path / "out")
     assert loaded.contract == contract
@@ -159,3 +159,17 @@ def test_bundled_recipe_is_one_whole():
     assert json.dumps(card)
     assert "{images_seen}" in card
     assert products.sampling_contract(denoiser, "fewstep-emoji", 128).schedule.rescale_zero_terminal_snr
+
+
+def test_legal_texts_beside_the_bundled_weights_are_the_projects():
+    """NOTICE must go with the weights wherever they go, and say what the drawing sets' own table says."""
+    from pathlib import Path
+
+    from fewstep.data import emoji_sets
+    from fewstep.data.backgrounds import recipe_folder
+
+    root = Path(__file__).resolve().parents[3]
+    assert (recipe_folder() / "NOTICE").read_text("utf-8") == (root / "NOTICE").read_text("utf-8")
+    entries = json.loads((recipe_folder() / "attribution.json").read_text("utf-8"))
+    for style, source in emoji_sets.SOURCES.items():
+        assert emoji_sets.terms(style, source.version) in entries
