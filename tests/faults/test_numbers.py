@@ -243,7 +243,7 @@ def test_t25_sampling_and_metrics_change_nothing(tmp_path: Path, monkeypatch: py
         network = modules["denoiser"]
         assert not network.training and not torch.is_grad_enabled()
         torch.manual_seed(123)
-        torch.rand(7), np.random.rand(3), random.random()  # noqa: S311
+        torch.rand(7), np.random.rand(3), random.random()
         calls.append(images_seen)
         return np.zeros((4, 6, 3), np.uint8)
 
