@@ -1,23 +1,27 @@
-"""``fewstep data``: the drawing set of a recipe, built on disk."""
+"""``fewstep data``: training data made ready on disk, a recipe's or one's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from fewstep.cli import output
-from fewstep.cli.choices import one_of
+from fewstep.cli import choices, output
 from fewstep.cli.installed import require
+from fewstep.cli.libraries import quiet_libraries
 from fewstep.cli.progress import progress
+from fewstep.errors import UsageError
 
 RECIPES = ("emoji-128",)
 CACHE = Path(".cache")
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="Name of the recipe folder: emoji-128.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="emoji-128, or your own images: a folder, a .csv or .jsonl table, .tar shards."),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Default .cache/RECIPE/drawings.")
     ] = None,
@@ -36,17 +40,29 @@ def command(
             help="A trained autoencoder (vae folder): encode the drawings and captions of data.yaml as well.",
         ),
     ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="DIR", help="Own images: folder with text_encoder and tokenizer."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="WxH", help="Own images: pixels that they are brought to.")
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a set that was built from something else.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
-    """Prepare the training data of a recipe, and print its folder.
+    """Prepare training data, and print its folder.
 
     Fetches the openly licensed emoji packages and renders their drawings; with --autoencoder also writes the
     text encoder and the cache of latents and embeddings beside them. What is there is kept.
+
+    Own images are encoded into a cache for the data section of a denoiser recipe (source: cache).
     """
-    one_of("RECIPE", recipe, RECIPES)
+    if Path(recipe).exists():
+        _own(Path(recipe), out, autoencoder, text, size, quiet)
+        return
+    choices.one_of("RECIPE", recipe, RECIPES)
     require("train", "resvg_py", "rendering the drawings")
     from fewstep.data import emoji, emoji_sets
 
@@ -79,3 +95,50 @@ def command(
         )
     output.note(f"{len(cache)} compositions, {len(cache.captions)} captions, key {cache.key[:10]}")
     output.result(str(beside / "latents"))
+
+
+def _own(
+    path: Path, out: Path | None, autoencoder: Path | None, text: Path | None, size: str | None, quiet: bool
+) -> None:
+    """Encode an image-text set."""
+    if out is None or autoencoder is None or text is None or size is None:
+        raise UsageError(
+            f"{path}: own images need --out, --autoencoder, --text and --size WxH; give all four"
+        )
+    width, height = choices.size("--size", size)
+    require("train", "torch", "encoding the images")
+    quiet_libraries()
+    from fewstep.data import preparation
+    from fewstep.data.image_text import ImageText
+    from fewstep.training.datasets import open_dataset
+    from fewstep.training.sections import Data
+
+    output.show_logs(quiet=quiet)
+    section = Data(source=_source(path), path=str(path), options={"width": width, "height": height})
+    samples = open_dataset(section)
+    assert isinstance(samples, ImageText)
+    with progress("encoded", quiet=quiet) as report:
+        cache = preparation.encode(
+            out,
+            samples,
+            autoencoder=autoencoder,
+            text_folder=text,
+            on_progress=lambda _, done, total: report(done, total),
+        )
+    bad = len(samples.bad.reasons)
+    output.note(f"{len(cache)} images, {len(cache.captions)} captions, {bad} bad ones left out")
+    output.result(str(out))
+
+
+def _source(path: Path) -> Literal["folder", "table", "webdataset", "huggingface"]:
+    if path.is_dir():
+        if (path / "dataset_info.json").is_file():
+            return "huggingface"
+        return "webdataset" if any(path.glob("*.tar")) else "folder"
+    if path.suffix.lower() in {".csv", ".tsv", ".jsonl", ".ndjson"}:
+        return "table"
+    if path.suffix.lower() == ".tar":
+        return "webdataset"
+    raise UsageError(
+        f"{path}: not a set of images; give a folder, a .csv, .tsv or .jsonl table, or .tar shards"
+    )

@@ -26,7 +26,7 @@ COMMANDS: dict[str, str] = {
     "info": "Say what an image, a weight file or a model folder is.",
     "models": "List the models that can be used here.",
     "doctor": "Say what was found on this machine and what is missing.",
-    "data": "Prepare the training data of a recipe.",
+    "data": "Prepare training data.",
     "train": "Train a model from a recipe.",
     "export": "Turn a pipeline folder into a runtime bundle that needs no PyTorch.",
 }

@@ -1,4 +1,4 @@
-"""The emoji set made ready for a denoiser: a pruned text encoder, cached latents and embeddings."""
+"""Data made ready for a denoiser: the pruned text encoder, cached latents and embeddings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fewstep.checkpoint import safetensors
 from fewstep.data.backgrounds import load_backgrounds, recipe_folder
 from fewstep.data.compositions import ComposedDrawings, compositions
+from fewstep.data.dataset import Encodable
 from fewstep.data.emoji import Drawings
 from fewstep.data.emoji_sets import GROUPS, STYLES, check_known
 from fewstep.data.latent_cache import CachedLatents, build_cache
@@ -106,11 +107,6 @@ def latents(
         DataError: the folder holds a cache of something else.
         CheckpointError: a network cannot be loaded.
     """
-    import torch
-
-    network = load.autoencoder(autoencoder)
-    network.to(memory_format=torch.channels_last)
-    encoder, tokenizer = load.text_parts(text_folder)
     items = compositions(
         drawings.items,
         load_backgrounds(),
@@ -119,6 +115,44 @@ def latents(
         styles=selection.styles,
         groups=selection.groups,
     )
+    return encode(
+        folder,
+        ComposedDrawings(drawings, items),
+        autoencoder=autoencoder,
+        text_folder=text_folder,
+        mirrored=selection.mirrored,
+        on_progress=on_progress,
+    )
+
+
+def encode(
+    folder: Path,
+    samples: Encodable,
+    *,
+    autoencoder: Path,
+    text_folder: Path,
+    mirrored: bool = True,
+    on_progress: Report | None = None,
+) -> CachedLatents:
+    """Encode any image-text samples with the networks of two folders, or open the cache that holds them.
+
+    Args:
+        folder: the cache.
+        samples: drawings, or `fewstep.data.image_text.ImageText`.
+        autoencoder: folder of a diffusers ``AutoencoderKL`` with its final ``scaling_factor``.
+        text_folder: folder with ``text_encoder`` and ``tokenizer``, such as a pipeline folder.
+        mirrored: encode mirror images as well.
+        on_progress: called with ("latents" or "text", done, total).
+
+    Raises:
+        DataError: the folder holds a cache of something else.
+        CheckpointError: a network cannot be loaded.
+    """
+    import torch
+
+    network = load.autoencoder(autoencoder)
+    network.to(memory_format=torch.channels_last)
+    encoder, tokenizer = load.text_parts(text_folder)
 
     def encode_text(texts: list[str]) -> NDArray[np.float32]:
         embeddings: NDArray[np.float32] = text.encode(texts, encoder, tokenizer).numpy()
@@ -127,7 +161,7 @@ def latents(
     scale = network.config["scaling_factor"]
     return build_cache(
         folder,
-        ComposedDrawings(drawings, items),
+        samples,
         lambda images: autoencoders.encode(network, images),
         encode_text,
         weights={
@@ -135,6 +169,6 @@ def latents(
             "text_encoder": safetensors.folder_hash(text_folder / "text_encoder"),
             "tokenizer": safetensors.sha256_file(text_folder / "tokenizer" / "tokenizer.json"),
         },
-        mirrored=selection.mirrored,
+        mirrored=mirrored,
         on_progress=on_progress,
     )

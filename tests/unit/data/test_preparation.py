@@ -111,3 +111,29 @@ def test_another_autoencoder_is_another_cache(drawings, tiny_components, tmp_pat
     (vae / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.25}))
     with pytest.raises(DataError, match="other weights or data"):
         preparation.latents(tmp_path / "cache", drawings, autoencoder=vae, **arguments)
+
+
+def test_own_images_are_encoded_from_the_command_line(tiny_components, tmp_path, capsys):
+    from PIL import Image
+
+    from fewstep.cli.main import main
+    from fewstep.data.latent_cache import open_cache
+
+    load.save_pipeline(tmp_path / "parts", tiny_components, texts={}, half=False)
+    (tmp_path / "own").mkdir()
+    for n in range(3):
+        pixels = np.full((20, 24, 3), 60 * n, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "own" / f"{n}.png")
+        (tmp_path / "own" / f"{n}.txt").write_text(f"red apples {n}")
+    out = tmp_path / "cache"
+    given = ["--autoencoder", str(tmp_path / "parts" / "vae"), "--text", str(tmp_path / "parts")]
+    command = ["data", str(tmp_path / "own"), "--out", str(out), *given, "--quiet"]
+    assert main([*command, "--size", "16x16"]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    cache = open_cache(out)
+    assert cache.latents.shape[2:] == (4, 8, 8)
+    assert sorted(cache.captions) == ["", "red apples 0", "red apples 1", "red apples 2"]
+
+    assert main(command) == 2
+    assert "give all four" in capsys.readouterr().err
+    assert main(["data", str(tmp_path / "none")]) != 0
