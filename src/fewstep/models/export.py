@@ -19,7 +19,7 @@ import numpy as np
 
 from fewstep.checkpoint import atomic, bundle, safetensors
 from fewstep.errors import CheckpointError, DependencyError, OutputError, UsageError
-from fewstep.models import fixed_tokenizer, networks
+from fewstep.models import fixed_tokenizer, networks, signal_stack
 from fewstep.models.calibration import PROMPTS, trajectories
 
 if TYPE_CHECKING:
@@ -146,7 +146,8 @@ def export_components(
     with atomic.folder(out, replace=replace) as folder:
         for part in bundle.PARTS:
             say(f"exporting {part}")
-            reports[part] = _export_part(parts, part, data[part], folder, precision, tried)
+            with signal_stack.kept():
+                reports[part] = _export_part(parts, part, data[part], folder, precision, tried)
         (folder / bundle.TOKENIZER).write_text(
             fixed_tokenizer.to_json(components.tokenizer), encoding="utf-8"
         )

@@ -18,6 +18,7 @@ from fewstep.diffusion.contract import SamplingContract
 from fewstep.engine.backends import compiled_cache
 from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, f32
 from fewstep.errors import CheckpointError, DependencyError, EngineError
+from fewstep.models import signal_stack
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Input name -> static shape, as a hashable key."""
@@ -108,7 +109,8 @@ class OpenVINOBackend:
     def close(self) -> None:
         """Stop loading and let go of every network."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._loaded.clear()
+        with signal_stack.kept():
+            self._loaded.clear()
 
     def _text_shapes(self) -> Shapes:
         shape = (2, self._bundle.text_length)

@@ -1,0 +1,16 @@
+"""For every test: networks that a module of tests made are freed at its end, and leave signals working."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fewstep.models import signal_stack
+
+
+@pytest.fixture(autouse=True, scope="module")
+def working_signals() -> Iterator[None]:
+    """See `fewstep.models.signal_stack`: without it, tests of Ctrl-C crash after tests that use OpenVINO."""
+    with signal_stack.kept():
+        yield
