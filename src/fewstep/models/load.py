@@ -227,6 +227,7 @@ def save_pipeline(
             half_copy = torch.nn.Module.to(copy.deepcopy(part), kind)
             with _no_bars():
                 half_copy.save_pretrained(root / name)
+            _forget_origin(root / name / "config.json")
         components.tokenizer.save_pretrained(root / "tokenizer")
         DDIMScheduler.from_config(components.contract.scheduler_config()).save_pretrained(root / "scheduler")
         index = {
@@ -246,6 +247,13 @@ def save_pipeline(
         atomic.write_text(root / CONTRACT_FILE, components.contract.to_json())
         for file, text in texts.items():
             atomic.write_text(root / file, text)
+
+
+def _forget_origin(config: Path) -> None:
+    # diffusers keeps the path that a network was loaded from, a path of the author's machine
+    settings = json.loads(config.read_text("utf-8"))
+    if settings.pop("_name_or_path", None) is not None:
+        atomic.write_text(config, json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _plain_name(tokenizer_class: str) -> str:

@@ -39,6 +39,13 @@ def test_round_trip_is_bit_equal(folder, tiny_components):
     )
 
 
+def test_saved_folder_does_not_say_where_its_parts_were_loaded_from(folder, tmp_path):
+    """diffusers writes a loaded network's path into the next config.json: a path of the author's machine."""
+    load.save_pipeline(tmp_path / "again", load.pipeline(folder), texts={})
+    for config in (tmp_path / "again").rglob("*.json"):
+        assert str(tmp_path) not in config.read_text("utf-8"), config.name
+
+
 def test_plain_diffusers_draws_the_same_image(folder):
     """StableDiffusionPipeline, given our noise, guidance and rescale, ends where our sampler ends."""
     from diffusers import StableDiffusionPipeline
