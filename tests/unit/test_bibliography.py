@@ -32,6 +32,7 @@ ALGORITHMS = [
     ),
     PACKAGE / "models" / "discriminators.py",
     PACKAGE / "models" / "ema.py",
+    PACKAGE / "training" / "muon.py",
 ]
 
 

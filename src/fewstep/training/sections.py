@@ -35,9 +35,13 @@ class Data(Section):
 
 
 class Optimiser(Section):
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2) and the gradient norm limit."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2) or Muon, and a limit of gradients."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: `fewstep.training.muon` for matrices, AdamW for the rest, at one learning rate."""
     learning_rate: Positive = 1e-4
+    momentum: Fraction = 0.95
+    """Of muon's matrices."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0

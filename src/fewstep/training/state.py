@@ -17,6 +17,7 @@ from fewstep.models.ema import Ema
 from fewstep.training import checkpointing
 from fewstep.training.checkpointing import Checkpoint
 from fewstep.training.guards import NonFiniteGuard
+from fewstep.training.muon import Muon
 from fewstep.training.sections import Optimiser
 from fewstep.training.task import Role
 
@@ -111,7 +112,16 @@ class RunState:
 
 
 def make_optimiser(section: Optimiser, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW in its fused form where the device has one."""
+    """What the recipe names; AdamW in its fused form where the device has one."""
+    if section.kind == "muon":
+        return Muon(
+            parameters,
+            lr=section.learning_rate,
+            momentum=section.momentum,
+            betas=section.betas,
+            eps=section.eps,
+            weight_decay=section.weight_decay,
+        )
     fused = bool(parameters) and parameters[0].device.type in {"cpu", "cuda"}
     return torch.optim.AdamW(
         parameters,
