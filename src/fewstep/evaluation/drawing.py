@@ -1,0 +1,251 @@
+"""Draws many different prompts through an engine's backend, several at once, and keeps what was drawn.
+
+One request of the engine draws one prompt; a batch here holds different prompts, each with its own seed. An
+image has the pixels that ``Engine.generate`` gives for its prompt and seed alone, within the 1/255 that a batch
+may change (see docs/concepts/engine.md), and exactly where the backend draws one at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from fewstep import __version__
+from fewstep.checkpoint import atomic
+from fewstep.diffusion import guidance, noise, prediction, sampler
+from fewstep.engine import pictures
+from fewstep.engine.backends.base import Backend, FloatArray, ModelInfo, f32
+from fewstep.engine.engine import Engine
+from fewstep.engine.request import GenerateRequest, find_solver, resolve
+from fewstep.engine.tokens import Tokens
+from fewstep.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+Image = NDArray[np.uint8]
+BATCH = 16
+"""Images in one batch where the backend gains from batches at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image: a prompt, and the seed of its noise."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How everything is drawn; None is the model's own choice, as in ``fewstep generate``."""
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    solver: str | None = None
+
+    def request(self, info: ModelInfo, job: Job) -> GenerateRequest:
+        """Return the engine's request of one job, with every default filled in.
+
+        Raises:
+            UsageError: a value out of range for this model.
+        """
+        return resolve(
+            info,
+            prompt=job.prompt,
+            seed=job.seed,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            guidance_rescale=self.guidance_rescale,
+            solver=self.solver,
+        )
+
+
+def draw(
+    engine: Engine,
+    jobs: Sequence[Job],
+    sampling: Sampling | None = None,
+    *,
+    folder: Path | None = None,
+    batch: int | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Iterator[Image]:
+    """Draw every job, in their order.
+
+    Args:
+        engine: an open engine that nobody else uses meanwhile.
+        jobs: what to draw.
+        sampling: steps, guidance, solver; default the model's own.
+        folder: where images are kept as PNG. What is there already, drawn by the same model in the same way,
+            is not drawn again, so an interrupted evaluation goes on.
+        batch: images in one batch; default 1 on backends that gain nothing from batches, else `BATCH`.
+        on_image: told (done, total) after every image.
+        cancelled: asked before every step.
+
+    Yields:
+        Pixels (H, W, 3) uint8.
+
+    Raises:
+        UsageError: a setting out of range for this model, or a batch under 1.
+        Cancelled: ``cancelled`` said so; the images drawn before are kept in ``folder``.
+        EngineError: the model gave values that are not finite.
+        OutputError: an image cannot be written.
+    """
+    requests = [(sampling or Sampling()).request(engine.info, job) for job in jobs]
+    together = batch or (1 if engine.backend.rows == 1 else BATCH)
+    files = [None if folder is None else folder / _file_name(engine, request) for request in requests]
+    found = {i: image for i, file in enumerate(files) if (image := _kept(file)) is not None}
+    missing = [i for i in range(len(jobs)) if i not in found]
+    tokens = Tokens(engine.info.tokenizer_json, engine.info.text_length)
+    for done in range(len(jobs)):
+        if done not in found:
+            rows, missing = missing[:together], missing[together:]
+            drawn = draw_batch(engine.backend, tokens, [requests[i] for i in rows], cancelled)
+            found.update(zip(rows, drawn, strict=True))
+            for i in rows:
+                file = files[i]
+                if file is not None:
+                    _keep(file, found[i], requests[i])
+        yield found.pop(done)
+        if on_image is not None:
+            on_image(done + 1, len(jobs))
+
+
+def draw_batch(
+    backend: Backend,
+    tokens: Tokens,
+    requests: Sequence[GenerateRequest],
+    cancelled: Callable[[], bool] | None = None,
+) -> list[Image]:
+    """Draw one image of each request; they may differ in prompt and seed only.
+
+    Args:
+        backend: runs the networks.
+        tokens: the model's tokenizer.
+        requests: B requests without a picture to start from.
+        cancelled: asked before every step.
+
+    Returns:
+        B images (H, W, 3) uint8.
+
+    Raises:
+        Cancelled, EngineError: as `draw`.
+    """
+    first, info = requests[0], backend.info
+    contract = info.contract
+    solver = find_solver(contract, first.solver, first.eta)
+    schedule = contract.make_schedule()
+    own = solver.schedule(schedule)
+    negative, conditional = _embed(backend, tokens, requests)
+    both = np.concatenate([negative, conditional])
+
+    def model(x: FloatArray, t: object) -> FloatArray:
+        times = np.broadcast_to(np.asarray(t, dtype=np.float32), (len(x),))
+        return backend.denoise(f32(x), f32(times), conditional if len(x) == len(requests) else both)
+
+    denoise = prediction.adapt(model, own, contract.prediction_type)
+    if contract.guidance == "classifier_free" and first.guidance_scale != 1.0:
+        denoise = guidance.classifier_free(
+            denoise,
+            None,
+            scale=first.guidance_scale,
+            rescale=first.guidance_rescale,
+            interval=contract.guidance_interval,
+            schedule=own,
+            prediction_type=contract.prediction_type,
+            batched=True,
+        )
+    shape = (info.latent_channels, first.height // info.downscale, first.width // info.downscale)
+
+    def fresh(stream: int) -> FloatArray:
+        return np.stack([noise.image_noise(r.seed, shape, stream=stream) for r in requests])
+
+    latents = sampler.sample(
+        denoise,
+        fresh(0),
+        contract.grid(first.num_inference_steps),
+        solver,
+        schedule=schedule,
+        noise=lambda index: fresh(1 + index),
+        cancelled=cancelled,
+    )
+    pixels = backend.decode(f32(latents))
+    for request, image in zip(requests, pixels, strict=True):
+        if not np.isfinite(image).all():
+            raise EngineError(
+                f"{request.prompt!r} (seed {request.seed}): the model gave values that are not finite, so "
+                "there is no picture; try the model's own settings, and export the model again if that fails too"
+            )
+    return [pictures.to_image(image) for image in pixels]
+
+
+def _embed(
+    backend: Backend, tokens: Tokens, requests: Sequence[GenerateRequest]
+) -> tuple[FloatArray, FloatArray]:
+    """Embeddings of the negative prompts and of the prompts, (B, L, D) each.
+
+    In the pairs that the engine makes, because a quantised text encoder may round a row by what is beside it.
+    """
+    rows = []
+    for request in requests:
+        ids, mask, warnings = tokens.encode(
+            {"negative prompt": request.negative_prompt, "prompt": request.prompt}
+        )
+        for warning in warnings:
+            logger.warning("%s", warning)
+        rows.append(backend.encode_text(ids, mask))
+    pairs = np.stack(rows)
+    return f32(pairs[:, 0]), f32(pairs[:, 1])
+
+
+def _file_name(engine: Engine, request: GenerateRequest) -> str:
+    """A readable name, and the hash of everything that decides the pixels."""
+    run_by = {key: value for key, value in engine.backend.describe().items() if key != "threads"}
+    key = {
+        "fewstep": __version__,
+        "model": engine.info.hash,
+        "contract": engine.info.contract.to_json(),
+        "engine": run_by,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "steps": request.num_inference_steps,
+        "guidance": [request.guidance_scale, request.guidance_rescale],
+        "solver": request.solver,
+        "size": [request.width, request.height],
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:80].rstrip("-")
+    return f"{words or 'empty'}-{request.seed}-{digest[:12]}.png"
+
+
+def _kept(file: Path | None) -> Image | None:
+    """An image that was drawn before; None where there is none, or a damaged one."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        with PILImage.open(file, formats=("PNG",)) as image:
+            return np.asarray(image.convert("RGB"), dtype=np.uint8)
+    except (OSError, ValueError, SyntaxError):  # Pillow raises SyntaxError for a broken PNG
+        return None
+
+
+def _keep(file: Path, image: Image, request: GenerateRequest) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    said = PngInfo()
+    said.add_itxt("prompt", request.prompt)
+    said.add_text("seed", str(request.seed))
+    buffer = io.BytesIO()
+    PILImage.fromarray(image).save(buffer, format="PNG", pnginfo=said)
+    atomic.write_bytes(file, buffer.getvalue())
