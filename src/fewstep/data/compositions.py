@@ -27,6 +27,11 @@ _SIDED: Final = re.compile(
 )
 
 
+def mirrorable(label: str) -> bool:
+    """Say whether the mirror image of a drawing still shows its label: no directions, nothing written."""
+    return _SIDED.search(label) is None
+
+
 @dataclass(frozen=True, slots=True)
 class Composition:
     """One drawing on one background.
@@ -116,7 +121,7 @@ def compositions(
                         count=caption_variants,
                     )
                 ),
-                mirrorable=_SIDED.search(item.label) is None,
+                mirrorable=mirrorable(item.label),
             )
             for name in chosen
         ]

