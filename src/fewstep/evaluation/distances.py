@@ -8,6 +8,8 @@ share both.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -59,9 +61,10 @@ def fid(real: Features, fake: Features) -> float:
     passing: Any = torch.nn.Identity()
     passing.num_features = first.shape[1]
     metric = FrechetInceptionDistance(feature=passing)
-    metric.update(torch.from_numpy(first), real=True)
-    metric.update(torch.from_numpy(second), real=False)
-    return float(metric.compute())
+    with _one_thread():
+        metric.update(torch.from_numpy(first), real=True)
+        metric.update(torch.from_numpy(second), real=False)
+        return float(metric.compute())
 
 
 def fid_caution(real: int, fake: int, dims: int) -> str | None:
@@ -122,10 +125,23 @@ def kid(
         metric = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=subsets, subset_size=size)
     metric.update(torch.from_numpy(first), real=True)
     metric.update(torch.from_numpy(second), real=False)
-    with torch.random.fork_rng(devices=[]):
+    with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         mean, std = metric.compute()
     return Kid(float(mean), float(std))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The same bits whatever the number of cores; and threads cost small matrices more than they bring."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _checked(

@@ -116,9 +116,11 @@ def test_kid_of_one_distribution_is_about_0_however_small_the_subsets() -> None:
 def test_kid_depends_on_its_seed_only_and_leaves_torch_alone() -> None:
     first, second = normals(50, 4), normals(50, 4, seed=1)
     torch.manual_seed(1)
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
     found = kid(first, second)
+    fid(first, second)
     assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
     torch.manual_seed(2)
     assert kid(first, second) == found
     assert kid(first, second, seed=1) != found
