@@ -18,10 +18,9 @@ from PIL import Image
 
 from fewstep.checkpoint import atomic, safetensors
 from fewstep.data.backgrounds import load_backgrounds
-from fewstep.data.compositions import compose
 from fewstep.data.emoji import build_drawings, open_drawings
 from fewstep.data.emoji_sets import STYLES, fetch_packages
-from fewstep.models import autoencoder as autoencoders
+from fewstep.evaluation.reconstruction import held_out, reconstruct
 from fewstep.models import load
 from fewstep.training.previews import grid
 
@@ -40,35 +39,36 @@ def main() -> None:
         drawings = build_drawings(arguments.drawings, fetch_packages(arguments.drawings.parent / "npm"))
     folder = arguments.model / "vae" if (arguments.model / "vae").is_dir() else arguments.model
     network = load.autoencoder(folder)
-    colours = np.array(list(load_backgrounds().values()), np.float32)
+    found = held_out(drawings, load_backgrounds())
+    whole = reconstruct(network, found.images)
 
-    rows, table = [], {}
+    table, shown = {}, []
     for style in STYLES:
-        found = [i for i, item in enumerate(drawings.items) if item.style == style and item.split == "object"]
-        # the background follows from the place in the list: every one is used, and always the same
-        images = compose(drawings.rgba[found], colours[np.arange(len(found)) % len(colours)])
-        values = autoencoders.psnr(network, images)
-        table[style] = {"drawings": len(found), "psnr_db": round(float(values.mean()), 2)}
-        rows.append(
-            (images[:4], autoencoders.decode(network, autoencoders.encode(network, images[:4])), values)
-        )
-    everything = np.concatenate([row[2] for row in rows])
+        of_style = np.array([drawings.items[row].style == style for row in found.rows])
+        table[style] = {
+            "drawings": int(of_style.sum()),
+            "psnr_db": round(float(whole.psnr[of_style].mean()), 2),
+            "ssim": round(float(whole.ssim[of_style].mean()), 3),
+        }
+        shown.extend(np.flatnonzero(of_style)[:4])
     result = {
         "autoencoder": safetensors.folder_hash(folder),
         "drawings": drawings.fingerprint,
-        "held_out_drawings": len(everything),
-        "psnr_db_mean": round(float(everything.mean()), 2),
-        "psnr_db_median": round(float(np.median(everything)), 2),
-        "psnr_db_worst_tenth": round(float(np.quantile(everything, 0.1)), 2),
+        "held_out_drawings": len(found.rows),
+        "psnr_db_mean": round(float(whole.psnr.mean()), 2),
+        "psnr_db_median": round(float(np.median(whole.psnr)), 2),
+        "psnr_db_worst_tenth": round(float(np.quantile(whole.psnr, 0.1)), 2),
+        "ssim_mean": round(float(whole.ssim.mean()), 3),
+        "ssim_median": round(float(np.median(whole.ssim)), 3),
+        "ssim_worst_tenth": round(float(np.quantile(whole.ssim, 0.1)), 3),
         "by_style": table,
     }
-    print(f"{'style':12} {'drawings':>8} {'PSNR dB':>8}")
+    print(f"{'style':12} {'drawings':>8} {'PSNR dB':>8} {'SSIM':>6}")
     for style, entry in table.items():
-        print(f"{style:12} {entry['drawings']:8} {entry['psnr_db']:8.2f}")
-    print(f"{'all':12} {len(everything):8} {everything.mean():8.2f}")
+        print(f"{style:12} {entry['drawings']:8} {entry['psnr_db']:8.2f} {entry['ssim']:6.3f}")
+    print(f"{'all':12} {len(found.rows):8} {whole.psnr.mean():8.2f} {whole.ssim.mean():6.3f}")
     atomic.write_text(arguments.out / "autoencoder.json", json.dumps(result, indent=2) + "\n")
-    originals = np.concatenate([row[0] for row in rows])
-    copies = np.concatenate([row[1] for row in rows])
+    originals, copies = found.images[shown], whole.copies[shown]
     halves = (len(originals) + 1) // 2
     parts = [originals[:halves], copies[:halves], originals[halves:], copies[halves:]]
     sheet = grid(np.concatenate(parts), columns=halves)

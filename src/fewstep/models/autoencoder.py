@@ -1,4 +1,4 @@
-"""What is done with an ``AutoencoderKL``: numpy images to scaled latents and back, and how good that is."""
+"""What is done with an ``AutoencoderKL``: numpy images to scaled latents and back."""
 
 from __future__ import annotations
 
@@ -61,19 +61,6 @@ def latent_scale(autoencoder: AutoencoderKL, images: Images) -> float:
     present = float(autoencoder.config["scaling_factor"])
     latents = encode(autoencoder, images) / present
     return float(1.0 / np.sqrt(np.mean(np.square(latents, dtype=np.float64))))
-
-
-def psnr(autoencoder: AutoencoderKL, images: Images, *, batch_size: int = 16) -> NDArray[np.float64]:
-    """Peak signal to noise ratio of each image's reconstruction, in dB, for the range 2 of [-1, 1].
-
-    Encoded by the posterior's mode and clipped, as drawing does it.
-    """
-    values = []
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        error = np.square(decode(autoencoder, encode(autoencoder, part)) - part, dtype=np.float64)
-        values.append(10 * np.log10(4.0 / error.mean(axis=(1, 2, 3))))
-    return np.concatenate(values)
 
 
 def _to_torch(autoencoder: AutoencoderKL, values: NDArray[np.float32]) -> Any:
