@@ -18,18 +18,18 @@ DISCRIMINATOR = "discriminator"
 
 
 class _Reconstruct(nn.Module):
-    """Encode, sample with given noise, decode in one forward, as data-parallel wrappers need it."""
+    """Encode, sample with given noise, shrink, decode in one forward, as data-parallel wrappers need it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(
-        self, pixels: torch.Tensor, noise: torch.Tensor
+        self, pixels: torch.Tensor, noise: torch.Tensor, scale: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         network: Any = self.network
         posterior = network.encode(pixels).latent_dist
-        latents = posterior.mean + posterior.std * noise
+        latents = autoencoder.shrunk(posterior.mean + posterior.std * noise, scale)
         return network.decode(latents).sample, posterior.mean, posterior.logvar
 
 
@@ -64,11 +64,16 @@ class AutoencoderTask:
         self.roles: Mapping[str, Role] = roles
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Add the noise of the posterior sample."""
+        """Add the noise of the posterior sample, and the scale of `Equivariance`."""
         pixels = np.asarray(sample["pixels"], np.float32)
         count, _, height, width = pixels.shape
         shape = (count, self._latent_channels, height // self._downsampling, width // self._downsampling)
-        return {"pixels": pixels, "noise": rng.standard_normal(shape, dtype=np.float32)}
+        drawn: Sample = {"pixels": pixels, "noise": rng.standard_normal(shape, dtype=np.float32)}
+        equivariance = self.objective.equivariance
+        if equivariance is not None:
+            chosen = equivariance.scales[int(rng.integers(len(equivariance.scales)))]
+            drawn["scale"] = np.full(count, chosen if rng.random() < equivariance.probability else 1.0)
+        return drawn
 
     def active(self, images_seen: int) -> Sequence[str]:
         """The autoencoder, and after the warm-up its discriminator, both on the same reconstructions."""
@@ -84,18 +89,20 @@ class AutoencoderTask:
         images_seen: int,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Weighted sum of the recipe's terms per image, or the discriminator's hinge loss."""
-        pixels = batch["pixels"]
+        # A batch has one size: the scale that its first image drew holds for all of it.
+        scale = float(batch["scale"][0]) if "scale" in batch else 1.0
         if role == DISCRIMINATOR:
             # One call for both halves: a data-parallel wrapper allows one forward per backward.
-            scores = modules[DISCRIMINATOR](torch.cat([pixels, shared["reconstruction"]]))
+            scores = modules[DISCRIMINATOR](torch.cat([shared["pixels"], shared["reconstruction"]]))
             real, fake = scores.chunk(2)
             return adversarial.discriminator_hinge(real, fake), {
                 "real": real.detach().mean(),
                 "fake": fake.detach().mean(),
             }
         weights = self.objective
-        reconstruction, mean, log_variance = modules[ROLE](pixels, batch["noise"])
-        shared["reconstruction"] = reconstruction.detach()
+        reconstruction, mean, log_variance = modules[ROLE](batch["pixels"], batch["noise"], scale)
+        pixels = autoencoder.shrunk(batch["pixels"], scale, self._downsampling)
+        shared.update(reconstruction=reconstruction.detach(), pixels=pixels)
         terms = {
             "l1": (weights.l1, autoencoder.l1(reconstruction, pixels)),
             "kl": (weights.kl, autoencoder.kl(mean, log_variance)),

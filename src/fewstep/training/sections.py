@@ -27,7 +27,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where samples come from; ``options`` are those of the source and are checked by it."""
 
-    source: Literal["drawings", "cache", "folder", "table", "webdataset", "huggingface"]
+    source: Literal["drawings", "labelled", "cache", "folder", "table", "webdataset", "huggingface"]
     path: str
     batch_size: Images = 32
     """Images per optimiser step, over all processes and accumulated parts."""
@@ -122,6 +122,20 @@ class Adversarial(Section):
     optimiser: Optimiser = Optimiser(betas=(0.5, 0.9))
 
 
+class Equivariance(Section):
+    """Decode shrunken latents to the shrunken image in a share of the batches."""
+
+    probability: Fraction = 0.5
+    scales: tuple[Fraction, ...] = (0.5, 0.75)
+    """One is drawn per batch; latents are shrunk to the nearest whole number of cells."""
+
+    @model_validator(mode="after")
+    def _some_scale(self) -> Self:
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales is {list(self.scales)}: give at least one, all above 0")
+        return self
+
+
 class AutoencoderObjective(Section):
     """Weights of the reconstruction terms; each term is a mean over pixels in [-1, 1] or latent elements."""
 
@@ -129,6 +143,7 @@ class AutoencoderObjective(Section):
     multiscale_l1: NonNegative = 0.5
     mse: NonNegative = 0.0
     kl: NonNegative = 1e-4
+    equivariance: Equivariance | None = None
     adversarial: Adversarial | None = None
 
     @model_validator(mode="after")
@@ -173,6 +188,14 @@ class DenoiserObjective(Section):
     caption_dropout: Fraction = 0.1
 
 
+class MatchingObjective(Section):
+    """Naming concept and style: cross-entropy over all trained concepts and over all styles."""
+
+    style: NonNegative = 0.2
+    """Weight of the style; the concept has 1."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
 class LoopRecipe(Section):
     """What the loop needs to know whatever is trained; every kind of recipe has these sections."""
 
@@ -188,7 +211,7 @@ class _ModelRecipe(LoopRecipe):
     init_from: str | None = None
     """Safetensors file, diffusers folder or run folder whose weights the model starts from."""
     model: dict[str, JsonValue]
-    """Configuration of the diffusers class, as in its config.json."""
+    """Configuration of the network's class, as in its config.json."""
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     ema: Ema | None = Ema()
@@ -222,10 +245,20 @@ class DenoiserRecipe(_ModelRecipe):
     pipeline: Pipeline | None = None
 
 
-Recipe = AutoencoderRecipe | DenoiserRecipe
-RECIPES: dict[str, type[AutoencoderRecipe] | type[DenoiserRecipe]] = {
+class EvaluatorRecipe(_ModelRecipe):
+    """Trains an ``Evaluator`` on labelled drawings; its ``model`` is an ``EvaluatorConfig``."""
+
+    kind: Literal["evaluator"]
+    objective: MatchingObjective = MatchingObjective()
+    card: str | None = None
+    """Name of a recipe folder whose ``evaluator.md`` becomes the card of the finished folder."""
+
+
+Recipe = AutoencoderRecipe | DenoiserRecipe | EvaluatorRecipe
+RECIPES: dict[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
     "denoiser": DenoiserRecipe,
+    "evaluator": EvaluatorRecipe,
 }
 
 

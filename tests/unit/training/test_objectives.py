@@ -151,3 +151,35 @@ def test_the_discriminator_joins_after_its_warm_up() -> None:
     assert isinstance(task, AutoencoderTask)
     assert list(task.active(15)) == ["autoencoder"]
     assert list(task.active(16)) == ["autoencoder", "discriminator"]
+
+
+def test_shrinking_keeps_constants_and_gives_whole_cells() -> None:
+    images = torch.full((1, 2, 12, 8), 0.3)
+    assert autoencoder.shrunk(images, 1.0) is images
+    smaller = autoencoder.shrunk(images, 0.5, 4)
+    assert smaller.shape == (1, 2, 8, 4)  # 3 cells become round(1.5) = 2, 2 become 1
+    torch.testing.assert_close(smaller, torch.full_like(smaller, 0.3))
+    # As many cells as the latents of the same image: what the decoder returns has the target's size
+    assert autoencoder.shrunk(torch.zeros(1, 1, 3, 2), 0.5).shape[2:] == (2, 1)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_equivariance_decodes_shrunken_latents_to_the_shrunken_image(probability: float) -> None:
+    chosen = [f"objective.equivariance={{probability: {probability}, scales: [0.5]}}"]
+    task = make_task(tiny_runs.recipe("autoencoder", "objective.multiscale_l1=0", *chosen))
+    sample = {"pixels": draws(1, 3, 8, 8).numpy()}
+    drawn = [task.draw(sample, np.random.default_rng(seed)) for seed in range(4)]
+    plain = make_task(tiny_runs.recipe("autoencoder")).draw(sample, np.random.default_rng(0))
+    np.testing.assert_array_equal(drawn[0]["noise"], plain["noise"])  # the option changes no other draw
+    assert {float(d["scale"][0]) for d in drawn} == ({0.5} if probability else {1.0})
+
+    batch = {key: value if key == "scale" else torch.from_numpy(value) for key, value in drawn[0].items()}
+    shared: dict[str, torch.Tensor] = {}
+    modules = {name: role.module for name, role in task.roles.items()}
+    losses, _ = task.loss("autoencoder", batch, modules, shared, 0)
+    side = 4 if probability else 8
+    assert shared["reconstruction"].shape == shared["pixels"].shape == (1, 3, side, side)
+    torch.testing.assert_close(
+        shared["pixels"], autoencoder.shrunk(batch["pixels"], 0.5 if probability else 1.0, 2)
+    )
+    assert torch.isfinite(losses).all()

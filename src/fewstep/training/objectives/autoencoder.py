@@ -41,6 +41,27 @@ def multiscale_l1(
     return total
 
 
+def shrunk(images: torch.Tensor, scale: float, multiple: int = 1) -> torch.Tensor:
+    """Images or latents made smaller, for latents that shrink as images do.
+
+    Kouzelis et al. 2025 (EQ-VAE, arXiv 2502.09509) ask of an autoencoder that transformed latents decode to
+    the transformed image, ``D(tau(E(x))) = tau(x)``: latents get smoother, and diffusion models learn them
+    sooner. Of their transformations we use the scaling; drawings have one way up, so none is turned.
+
+    Args:
+        images: (B, C, H, W).
+        scale: 0 to 1; 1 returns the images themselves.
+        multiple: the sides of the result are this times a whole number, so that images fit their latents.
+
+    Returns:
+        (B, C, H', W'), by bilinear interpolation with antialiasing.
+    """
+    if scale == 1.0:
+        return images
+    height, width = (max(1, round(side // multiple * scale)) * multiple for side in images.shape[2:])
+    return F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+
+
 def kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     """KL divergence of N(mean, exp(log_variance)) from N(0, 1), a mean over latent elements.
 
