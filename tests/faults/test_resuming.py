@@ -26,13 +26,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     torch.set_num_threads(1)
     folders = {}
-    for kind in ("denoiser", "autoencoder"):
+    for kind in ("denoiser", "autoencoder", "evaluator"):
         folders[kind] = tmp_path_factory.mktemp(kind)
         tiny_runs.run(kind, folders[kind], "runtime.accumulation=2")
     return folders
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "autoencoder"])
+@pytest.mark.parametrize("kind", ["denoiser", "autoencoder", "evaluator"])
 @pytest.mark.parametrize("k", [1, 5, 11])
 def test_t07_a_resumed_run_is_bit_equal(whole: dict[str, Path], tmp_path: Path, kind: str, k: int) -> None:
     # The discriminator joins at step 4, so k = 1 resumes before and k = 5 after its warm-up.

@@ -201,7 +201,8 @@ def recolour(image: Floats, *, brightness: float, contrast: float, saturation: f
     rotation = grey + np.cos(turn) * (np.eye(3) - grey) + np.sin(turn) * cross
     matrix = contrast * (grey + saturation * (rotation - grey))
     offset = 0.5 * (1 - contrast) + brightness
-    return image @ matrix.T.astype(np.float32) + np.float32(offset)
+    changed: Floats = image @ matrix.T.astype(np.float32) + np.float32(offset)
+    return changed
 
 
 def blur(image: Floats, sigma: float) -> Floats:
@@ -232,7 +233,7 @@ def blotch(image: Floats, errors: Floats, flatten: float) -> Floats:
     side, cells = len(image), len(errors)
     blocks = image.reshape(cells, side // cells, cells, side // cells, 3)
     means = blocks.mean((1, 3), keepdims=True)
-    changed = blocks + np.float32(flatten) * (means - blocks) + errors[:, None, :, None, :]
+    changed: Floats = blocks + np.float32(flatten) * (means - blocks) + errors[:, None, :, None, :]
     return changed.reshape(side, side, 3)
 
 

@@ -8,9 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from fewstep.data.augment import Augmentation
+from fewstep.data.labelled import LabelledDrawings, concepts
 from fewstep.errors import RecipeError
 from fewstep.training.feed import Dataset
 from fewstep.training.sections import Data, Fraction, Images, Section, explain
+
+_LARGEST = Augmentation()
 
 
 class DrawingsOptions(Section):
@@ -20,6 +24,39 @@ class DrawingsOptions(Section):
     mirror: bool = True
     any_colour: Fraction = 0.3
     part: str = "train"
+    backgrounds: str | None = None
+
+
+class AugmentationOptions(Section):
+    """How labelled drawings are changed: `fewstep.data.augment.Augmentation`, which checks the ranges."""
+
+    clean: float = _LARGEST.clean
+    shift: float = _LARGEST.shift
+    scale: float = _LARGEST.scale
+    aspect: float = _LARGEST.aspect
+    rotation: float = _LARGEST.rotation
+    warp: float = _LARGEST.warp
+    brightness: float = _LARGEST.brightness
+    contrast: float = _LARGEST.contrast
+    saturation: float = _LARGEST.saturation
+    hue: float = _LARGEST.hue
+    blur: float = _LARGEST.blur
+    noise: float = _LARGEST.noise
+    blocks: float = _LARGEST.blocks
+    flatten: float = _LARGEST.flatten
+    erase: float = _LARGEST.erase
+
+
+class LabelledOptions(Section):
+    """Emoji drawings with concept and style, for the evaluator."""
+
+    text: str
+    """Folder with ``text_encoder`` and ``tokenizer``: embeds the concepts."""
+    side: int = 64
+    any_colour: Fraction = 0.3
+    mirror: bool = True
+    augmentation: AugmentationOptions | None = AugmentationOptions()
+    """null for drawings as they are."""
     backgrounds: str | None = None
 
 
@@ -54,6 +91,7 @@ class ImageTextOptions(Section):
 
 _OPTIONS: dict[str, type[Section]] = {
     "drawings": DrawingsOptions,
+    "labelled": LabelledOptions,
     "cache": CacheOptions,
     "folder": ImageTextOptions,
     "table": ImageTextOptions,
@@ -77,6 +115,8 @@ def open_dataset(section: Data) -> Dataset:
         raise RecipeError(f"data.options: {explain(model, error)}") from None
     if isinstance(options, DrawingsOptions):
         return _drawings(path, options)
+    if isinstance(options, LabelledOptions):
+        return labelled(path, options)
     if isinstance(options, CacheOptions):
         from fewstep.data.latent_cache import open_cache
 
@@ -98,6 +138,31 @@ def _drawings(path: Path, options: DrawingsOptions) -> Dataset:
         mirror=options.mirror,
         any_colour=options.any_colour,
         part=options.part,
+    )
+
+
+def labelled(path: Path, options: LabelledOptions) -> LabelledDrawings:
+    """Labelled drawings with the sentence embeddings of their concepts' captions."""
+    from fewstep.checkpoint import safetensors
+    from fewstep.data.backgrounds import load_backgrounds
+    from fewstep.data.captions import caption
+    from fewstep.data.emoji import open_drawings
+    from fewstep.models import load, text
+
+    drawings, folder = open_drawings(path), Path(options.text).expanduser()
+    encoder, tokenizer = load.text_parts(folder)
+    captions = [caption(label) for label in concepts(drawings.items)]
+    return LabelledDrawings(
+        drawings,
+        load_backgrounds(Path(options.backgrounds).expanduser() if options.backgrounds is not None else None),
+        text.sentences(captions, encoder, tokenizer).numpy(),
+        embeddings_from=safetensors.folder_hash(folder / "text_encoder"),
+        side=options.side,
+        any_colour=options.any_colour,
+        mirror=options.mirror,
+        augmentation=None
+        if options.augmentation is None
+        else Augmentation(**options.augmentation.model_dump()),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fewstep.errors import DataError, FewstepError
 
 _STEP_STREAM = 0x73746570  # "step": apart from the data's own streams of the same seed
-_UNBATCHED = frozenset({"uncond"})  # the same for every image
+_UNBATCHED = frozenset({"uncond", "candidates"})  # the same for every image
 
 
 class Dataset(Protocol):

@@ -1,6 +1,6 @@
-"""What a finished run leaves for others: a diffusers ``vae`` folder, or a whole pipeline folder.
+"""What a finished run leaves for others: a diffusers ``vae`` folder, a pipeline folder, or an evaluator.
 
-Checkpoints are for going on with training; these folders are what other tools open. Both take the averaged
+Checkpoints are for going on with training; these folders are what other tools open. All take the averaged
 weights of the newest complete checkpoint.
 """
 
@@ -12,23 +12,27 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from fewstep.checkpoint import atomic, safetensors
 from fewstep.data.backgrounds import recipe_folder
+from fewstep.data.labelled import LabelledDrawings
 from fewstep.data.order import indices, sample_rng
 from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
 from fewstep.errors import RecipeError, RunError
 from fewstep.models import autoencoder as autoencoders
-from fewstep.models import build, load
+from fewstep.models import build, evaluator, features, load
 from fewstep.models.components import Components
 from fewstep.training import checkpointing
 from fewstep.training.datasets import open_dataset
 from fewstep.training.recipe import parse_recipe
-from fewstep.training.sections import AutoencoderRecipe, DenoiserRecipe, Recipe
+from fewstep.training.sections import AutoencoderRecipe, DenoiserRecipe, EvaluatorRecipe, Recipe
 
 _SCALE_IMAGES = 256
 _LEGAL = ("NOTICE", "attribution.json")
 """Files of a recipe folder that go with weights made from it; exported bundles carry them on."""
+_LICENCE = "Apache-2.0 AND MIT AND CC-BY-4.0"
+"""Of weights trained on the drawing set; NOTICE says whose."""
 
 
 def run_recipe(run_folder: Path) -> Recipe:
@@ -46,7 +50,7 @@ def run_recipe(run_folder: Path) -> Recipe:
 
 
 def finish(run_folder: Path) -> Path | None:
-    """Write what a run leaves: ``vae`` or ``pipeline`` in its folder; None where the recipe asks for nothing.
+    """Write ``vae``, ``pipeline`` or ``evaluator`` in a run's folder; None where the recipe asks for nothing.
 
     Cheap enough to do after every stop, so that the newest weights can be tried.
 
@@ -61,15 +65,16 @@ def finish(run_folder: Path) -> Path | None:
         images = dataset.batch(chosen, sample_rng(recipe.seed, 0))["pixels"]
         autoencoder_folder(run_folder, run_folder / "vae", images)
         return run_folder / "vae"
+    if isinstance(recipe, EvaluatorRecipe):
+        evaluator_folder(run_folder, run_folder / "evaluator")
+        return run_folder / "evaluator"
     if recipe.pipeline is None:
         return None
     parts = recipe.pipeline
     card = "# {parameters} denoiser, {images_seen} images\n"
     legal: dict[str, str] = {}
     if parts.card is not None:
-        beside = recipe_folder(parts.card)
-        card = (beside / "card.md").read_text(encoding="utf-8")
-        legal = {n: (beside / n).read_text("utf-8") for n in _LEGAL if (beside / n).is_file()}
+        card, legal = _texts(parts.card, "card.md")
     pipeline_folder(
         run_folder,
         run_folder / "pipeline",
@@ -110,6 +115,69 @@ def autoencoder_folder(run_folder: Path, out: Path, images: NDArray[np.float32])
     return scale
 
 
+def evaluator_folder(run_folder: Path, out: Path) -> str:
+    """Write the evaluator of a run with its concepts, styles and backgrounds; all or nothing.
+
+    Args:
+        run_folder: a run of an evaluator recipe; its data are opened again for the concepts.
+        out: the folder; an existing one is replaced.
+
+    Returns:
+        The hash of the weights.
+
+    Raises:
+        RunError: a run of another kind.
+        RecipeError: data without concepts.
+    """
+    recipe = run_recipe(run_folder)
+    if not isinstance(recipe, EvaluatorRecipe):
+        raise RunError(f"{run_folder}: a run of kind {recipe.kind}; give one of kind evaluator")
+    data = open_dataset(recipe.data)
+    if not isinstance(data, LabelledDrawings):
+        raise RecipeError(f"data.source is {recipe.data.source}: an evaluator needs concepts; use labelled")
+    network = evaluator.build(recipe.model)
+    source = checkpointing.weights(run_folder, "evaluator")
+    checkpointing.copy_into(network, safetensors.load_torch(source), source)
+    seen = _images_seen(source)
+    card, legal = "# {parameters} evaluator, {images_seen} images\n", dict[str, str]()
+    if recipe.card is not None:
+        card, legal = _texts(recipe.card, "evaluator.md")
+    return features.save_evaluator(
+        out,
+        network.eval(),
+        labels=data.labels,
+        trained=data.trained,
+        text_embeddings=data.embeddings,
+        styles=data.styles,
+        backgrounds=data.backgrounds,
+        meta={
+            "images_seen": seen,
+            "drawings": data.drawings.fingerprint,
+            "data": data.fingerprint(),
+            "licence": _LICENCE,
+        },
+        texts={"README.md": _filled(card, seen, network), **legal},
+        replace=True,
+    )
+
+
+def _texts(card: str, name: str) -> tuple[str, dict[str, str]]:
+    """The card called ``name`` of a recipe folder, and the legal texts beside it."""
+    beside = recipe_folder(card)
+    legal = {n: (beside / n).read_text("utf-8") for n in _LEGAL if (beside / n).is_file()}
+    return (beside / name).read_text(encoding="utf-8"), legal
+
+
+def _images_seen(weights: Path) -> int:
+    return int(json.loads((weights.parent / checkpointing.MANIFEST).read_text("utf-8"))["images_seen"])
+
+
+def _filled(card: str, seen: int, network: nn.Module) -> str:
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    text = card.replace("{images_seen}", f"{seen:,}")
+    return text.replace("{parameters}", f"{parameters / 1e6:.1f} M")
+
+
 def pipeline_folder(
     run_folder: Path,
     out: Path,
@@ -147,12 +215,7 @@ def pipeline_folder(
     encoder, tokenizer = load.text_parts(text_folder)
     side = int(network.config["sample_size"]) * 2 ** (len(vae.config["block_out_channels"]) - 1)
     contract = sampling_contract(recipe, family, side)
-    seen = int(json.loads((source.parent / checkpointing.MANIFEST).read_text("utf-8"))["images_seen"])
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    filled = {"{images_seen}": f"{seen:,}", "{parameters}": f"{parameters / 1e6:.1f} M"}
-    card = texts["README.md"]
-    for name, value in filled.items():
-        card = card.replace(name, value)
+    card = _filled(texts["README.md"], _images_seen(source), network)
     components = Components(vae, network.eval(), encoder, tokenizer, contract)
     load.save_pipeline(out, components, texts={**texts, "README.md": card}, replace=True)
     return contract

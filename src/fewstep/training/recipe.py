@@ -14,12 +14,20 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fewstep.errors import NotFoundError, RecipeError, RunError
-from fewstep.training.sections import RECIPES, AutoencoderRecipe, DenoiserRecipe, Recipe, explain
+from fewstep.training.sections import (
+    RECIPES,
+    AutoencoderRecipe,
+    DenoiserRecipe,
+    EvaluatorRecipe,
+    Recipe,
+    explain,
+)
 
 __all__ = [
     "AutoencoderRecipe",
     "Change",
     "DenoiserRecipe",
+    "EvaluatorRecipe",
     "Recipe",
     "check_resume",
     "dump_recipe",
@@ -35,6 +43,7 @@ RESUME_MAY_CHANGE = (
     "stop",
     "samples",
     "pipeline",
+    "card",
     "runtime.checkpoint_images",
     "runtime.checkpoint_minutes",
     "runtime.keep",
@@ -195,7 +204,7 @@ def _is_recipe(path: Path) -> bool:
         head = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
-    return re.search(r"(?m)^kind:\s*[\"']?(autoencoder|denoiser)\b", head) is not None
+    return re.search(rf"(?m)^kind:\s*[\"']?({'|'.join(RECIPES)})\b", head) is not None
 
 
 class _Loader(yaml.SafeLoader):

@@ -22,7 +22,7 @@ from fewstep.training.lock import run_lock
 from fewstep.training.logs import Bar, Logger, Loggers, Progress, ProgressFile, TensorBoard
 from fewstep.training.loop import Hooks, Loop, Metric, Sampler
 from fewstep.training.recipe import Recipe, check_resume, dump_recipe, parse_recipe
-from fewstep.training.sections import AutoencoderRecipe, LoopRecipe
+from fewstep.training.sections import AutoencoderRecipe, EvaluatorRecipe, LoopRecipe
 from fewstep.training.signals import StopSignals
 from fewstep.training.state import RoleState, RunState, environment, make_optimiser
 from fewstep.training.task import Role, Task
@@ -127,6 +127,10 @@ def make_task(recipe: Recipe, *, initial: bool = True) -> Task:
         from fewstep.training.autoencoder import AutoencoderTask
 
         task = AutoencoderTask(recipe)
+    elif isinstance(recipe, EvaluatorRecipe):
+        from fewstep.training.evaluator import EvaluatorTask
+
+        task = EvaluatorTask(recipe)
     else:
         from fewstep.training.denoiser import DenoiserTask
 

@@ -28,7 +28,7 @@ def refused(text: str, *overrides: str) -> str:
     return message
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "autoencoder"])
+@pytest.mark.parametrize("kind", ["denoiser", "autoencoder", "evaluator"])
 def test_a_resolved_recipe_reads_back_equal(kind: str) -> None:
     recipe = tiny_runs.recipe(kind)
     assert parse_recipe(dump_recipe(recipe)) == recipe
@@ -67,7 +67,7 @@ def test_a_key_like_nothing_lists_what_there_is() -> None:
         ("objective.prediction_type=v", "objective.prediction_type"),
         ("data.source=ftp", "data.source"),
         ("seed=1.5", "seed is 1.5"),
-        ("kind=denoise", "kind is 'denoise'; use one of: autoencoder, denoiser"),
+        ("kind=denoise", "kind is 'denoise'; use one of: autoencoder, denoiser, evaluator"),
         ("model=3", "model is 3"),
         ("stop=3", "stop is 3"),
         ("stop.images.more=3", "images is a value, not a section"),
@@ -124,7 +124,7 @@ def test_every_recipe_that_comes_with_the_package_is_valid() -> None:
 
 def test_the_schema_tells_kinds_apart_and_closes_every_section() -> None:
     schema = recipe_schema()
-    assert set(schema["discriminator"]["mapping"]) == {"denoiser", "autoencoder"}
+    assert set(schema["discriminator"]["mapping"]) == {"denoiser", "autoencoder", "evaluator"}
     for name, section in schema["$defs"].items():
         if section.get("type") == "object":
             assert section["additionalProperties"] is False, name

@@ -64,6 +64,27 @@ stop: {images: 48}
 runtime: {threads: 1, device: cpu, log_images: 4, prefetch: 0, checkpoint_minutes: 60}
 """
 
+EVALUATOR = """
+kind: evaluator
+data: {source: labelled, path: none, batch_size: 4}
+model:
+  styles: 2
+  text_width: 6
+  side: 16
+  channels: [4, 8]
+  blocks: [1, 1]
+  embedding: 8
+  groups: 2
+  dropout: 0.1
+optimiser: {learning_rate: 1e-2, weight_decay: 0.01}
+schedule: {kind: wsd, warmup_images: 8, total_images: 48}
+ema: {half_life_images: 20}
+stop: {images: 48}
+runtime: {threads: 1, device: cpu, log_images: 4, prefetch: 0, checkpoint_minutes: 60}
+"""
+
+RECIPES = {"denoiser": DENOISER, "autoencoder": AUTOENCODER, "evaluator": EVALUATOR}
+
 
 class Latents:
     """Latents and text embeddings that follow from the index; notes which indices were asked for."""
@@ -109,12 +130,30 @@ class Pixels:
         return f"pixels-{self.size}"
 
 
+class Named(Pixels):
+    """Smooth pictures with the number of one of five concepts and of one of two styles."""
+
+    def __init__(self, size: int = 20) -> None:
+        super().__init__(size, side=16)
+
+    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        numbers = indices.astype(np.int64)
+        return super().batch(indices, rng) | {
+            "concept": numbers % 5,
+            "style": numbers // 5 % 2,
+            "candidates": np.random.default_rng(0).standard_normal((5, 6), dtype=np.float32),
+        }
+
+    def fingerprint(self) -> str:
+        return f"named-{self.size}"
+
+
 def recipe(kind: str, *overrides: str) -> Recipe:
-    return parse_recipe(DENOISER if kind == "denoiser" else AUTOENCODER, overrides)
+    return parse_recipe(RECIPES[kind], overrides)
 
 
 def dataset(kind: str) -> Any:
-    return Latents() if kind == "denoiser" else Pixels()
+    return {"denoiser": Latents, "autoencoder": Pixels, "evaluator": Named}[kind]()
 
 
 def run(kind: str, folder: Path, *overrides: str, **arguments: Any) -> RunResult:
