@@ -30,6 +30,18 @@ ALGORITHMS = [
             "weighting",
         )
     ),
+    *(
+        PACKAGE / "evaluation" / f"{name}.py"
+        for name in (
+            "accuracy",
+            "colour",
+            "distances",
+            "diversity",
+            "intervals",
+            "manifolds",
+            "reconstruction",
+        )
+    ),
     PACKAGE / "models" / "discriminators.py",
     PACKAGE / "models" / "ema.py",
     PACKAGE / "training" / "muon.py",
