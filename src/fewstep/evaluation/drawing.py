@@ -1,8 +1,8 @@
 """Draws many different prompts through an engine's backend, several at once, and keeps what was drawn.
 
 One request of the engine draws one prompt; a batch here holds different prompts, each with its own seed. An
-image has the pixels that ``Engine.generate`` gives for its prompt and seed alone, within the 1/255 that a batch
-may change (see docs/concepts/engine.md), and exactly where the backend draws one at a time.
+image has the pixels that ``Engine.generate`` gives for its prompt and seed alone, within the 1/255 that a
+batch may change (see docs/concepts/engine.md), and exactly where the backend draws one at a time.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def draw_batch(
         if not np.isfinite(image).all():
             raise EngineError(
                 f"{request.prompt!r} (seed {request.seed}): the model gave values that are not finite, so "
-                "there is no picture; try the model's own settings, and export the model again if that fails too"
+                "there is no picture; try the model's own settings, and export the model again if that fails"
             )
     return [pictures.to_image(image) for image in pixels]
 

@@ -70,9 +70,10 @@ def chosen(
 ) -> list[Composition]:
     """Choose compositions of one part, stratified by style and group.
 
-    Of ``train`` only what `selection` really trained on is taken: its styles, groups and number of backgrounds
-    a drawing. The first k of n are the same for every n, and every beginning of the list has the strata in
-    about the proportions of the whole part. In a stratum every object comes once before one comes twice.
+    Of ``train`` only what `selection` really trained on is taken: its styles, groups and number of
+    backgrounds a drawing. The first k of n are the same for every n, and every beginning of the list has
+    the strata in about the proportions of the whole part. In a stratum every object comes once before one
+    comes twice.
 
     Args:
         items: drawings of the set.
