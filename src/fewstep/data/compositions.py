@@ -65,6 +65,7 @@ def compositions(
     seed: int = 0,
     styles: Iterable[str] | None = None,
     groups: Iterable[str] | None = None,
+    labels: Iterable[str] | None = None,
 ) -> list[Composition]:
     """List the compositions of one part of the split.
 
@@ -81,20 +82,29 @@ def compositions(
         seed: changes the choice of backgrounds and keywords.
         styles: take only these; default all.
         groups: take only these; default all.
+        labels: take only these objects; default all.
 
     Raises:
         UsageError: `per_drawing` under 1, or `caption_variants` out of range.
-        DataError: nothing is left.
+        DataError: nothing is left, or a label that no drawing has.
     """
     if per_drawing < 1:
         raise UsageError(f"backgrounds a drawing {per_drawing}: give 1 or more")
     wanted_styles = None if styles is None else frozenset(styles)
     wanted_groups = None if groups is None else frozenset(groups)
+    wanted_labels = None if labels is None else frozenset(labels)
+    unknown = sorted((wanted_labels or frozenset()) - {item.label for item in items})
+    if unknown:
+        raise DataError(
+            f"labels {', '.join(unknown[:5])}: no drawing has them; see drawings.jsonl of the set"
+        )
     found: list[Composition] = []
     for number, item in enumerate(items):
         if wanted_styles is not None and item.style not in wanted_styles:
             continue
         if wanted_groups is not None and item.group not in wanted_groups:
+            continue
+        if wanted_labels is not None and item.label not in wanted_labels:
             continue
         keys = {
             name: hashlib.sha256(f"{seed}|{item.label}|{item.style}|{name}".encode()).digest()

@@ -33,6 +33,8 @@ class Selection(BaseModel):
 
     styles: tuple[str, ...] = STYLES
     groups: tuple[str, ...] = GROUPS
+    labels: tuple[str, ...] | None = None
+    """Objects by their Unicode names; all of the groups when not given."""
     per_drawing: Annotated[int, Field(ge=1)] = 8
     """Backgrounds a drawing."""
     caption_variants: Annotated[int, Field(ge=1, le=5)] = 4
@@ -114,6 +116,7 @@ def latents(
         caption_variants=selection.caption_variants,
         styles=selection.styles,
         groups=selection.groups,
+        labels=selection.labels,
     )
     return encode(
         folder,

@@ -55,6 +55,15 @@ def test_choice_of_backgrounds_is_stable(drawings: Drawings) -> None:
     assert {c.background for c in apple} <= {"sky blue", "white"}, "README combinations come first"
 
 
+def test_a_selection_by_label_is_a_part_of_the_whole(drawings: Drawings) -> None:
+    backgrounds = load_backgrounds()
+    whole = compositions(drawings.items, backgrounds, per_drawing=2)
+    apples = compositions(drawings.items, backgrounds, per_drawing=2, labels=["red apple"])
+    assert apples == [c for c in whole if c.label == "red apple"]
+    with pytest.raises(DataError, match=r"labels red aple: no drawing has them"):
+        compositions(drawings.items, backgrounds, labels=["red apple", "red aple"])
+
+
 def test_compose_is_a_plain_blend() -> None:
     rgba = np.zeros((1, 1, 3, 4), np.uint8)
     rgba[0, 0] = [[255, 0, 0, 255], [9, 9, 9, 0], [255, 255, 255, 51]]
