@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "data": "Prepare training data.",
     "train": "Train a model from a recipe.",
     "export": "Turn a pipeline folder into a runtime bundle that needs no PyTorch.",
+    "evaluate": "Measure models on prompts, and lay them side by side.",
 }
 """Every subcommand ``x`` lives in ``fewstep.cli.x`` as the function ``command``; value: its one-line help."""
 
