@@ -46,6 +46,7 @@ def contact_text(prompts: Sequence[EvalPrompt], selection: Selection) -> str:
     origin = {
         "styles": list(selection.styles),
         "groups": list(selection.groups),
+        "labels": None if selection.labels is None else list(selection.labels),
         "per_drawing": selection.per_drawing,
     }
     data = {"chosen_from": origin} | {

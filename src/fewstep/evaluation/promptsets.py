@@ -70,10 +70,11 @@ def chosen(
 ) -> list[Composition]:
     """Choose compositions of one part, stratified by style and group.
 
-    Of ``train`` only what `selection` really trained on is taken: its styles, groups and number of
-    backgrounds a drawing. The first k of n are the same for every n, and every beginning of the list has
-    the strata in about the proportions of the whole part. In a stratum every object comes once before one
-    comes twice.
+    Of ``train`` only what `selection` really trained on is taken: its styles, groups, objects and number of
+    backgrounds a drawing; objects held out whole are those of its styles and groups, as no list of trained
+    objects names them. The first k of n are the same for every n, and every beginning of the list has the
+    strata in about the proportions of the whole part. In a stratum every object comes once before one comes
+    twice.
 
     Args:
         items: drawings of the set.
@@ -97,6 +98,7 @@ def chosen(
         caption_variants=1,
         styles=selection.styles,
         groups=selection.groups,
+        labels=None if part == "object" else selection.labels,
     )
     strata: dict[tuple[str, str], list[Composition]] = defaultdict(list)
     for item in found:

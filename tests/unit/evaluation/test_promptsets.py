@@ -70,6 +70,16 @@ def test_held_out_sets_are_all_of_their_part(part: split.Part) -> None:
     assert expected
 
 
+def test_a_list_of_objects_limits_what_was_trained_and_not_what_was_held_out() -> None:
+    listed = SELECTION.model_copy(update={"labels": ("dog", "fox")})
+
+    def labels(part: split.Part) -> set[str]:
+        return {c.label for c in chosen(ITEMS, BACKGROUNDS, listed, part, 10_000)}
+
+    assert labels("train") == labels("combination") == {"dog", "fox"}
+    assert labels("object") == {"goose", "bee", "bottle with popping cork"}
+
+
 def test_every_beginning_is_stratified_and_objects_take_turns() -> None:
     everything = chosen(ITEMS, BACKGROUNDS, SELECTION, "train", 10_000)
 
@@ -128,6 +138,8 @@ def test_committed_words_and_prompts_are_those_of_the_drawing_set() -> None:
     assert words == set(WORDS.read_text("utf-8").split())
     labels = {item.label: item for item in items}
     assert set(promptsets.load_synonyms().values()) <= set(labels)
+    bundled = build("synonyms", 100, items=items, backgrounds=BACKGROUNDS, selection=load_selection())
+    assert len(bundled) == 60  # every word means an object that the bundled model knows
     origin = promptsets.read_yaml(ROOT / "recipes" / "emoji-128" / "contact.yaml")
     assert isinstance(origin, dict)
     selection = Selection.model_validate_json(json.dumps(origin["chosen_from"]))
@@ -200,6 +212,8 @@ def test_the_contact_sheet_has_100_prompts_and_marks_what_is_unseen() -> None:
         assert caption(p.label, style=p.style, background=p.background) == p.text
     selection = load_selection()
     assert {p.style for p in prompts} <= set(selection.styles)
+    trained = {p.label for p in prompts if p.part != "object"}
+    assert selection.labels is None or trained <= set(selection.labels)
 
 
 @pytest.mark.parametrize(
