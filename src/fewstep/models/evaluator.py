@@ -43,8 +43,6 @@ class EvaluatorConfig(BaseModel):
     """Residual blocks of each stage; every stage after the first halves the picture."""
     embedding: Count = 256
     """Width of the space that pictures and texts share."""
-    groups: Count = 8
-    """Groups of each normalisation."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the features that is dropped before both heads, in training."""
 
@@ -52,9 +50,6 @@ class EvaluatorConfig(BaseModel):
     def _fits(self) -> Self:
         if not self.channels or len(self.channels) != len(self.blocks):
             raise ValueError(f"{len(self.channels)} channels but {len(self.blocks)} blocks: give one a stage")
-        wrong = [width for width in self.channels if width % self.groups]
-        if wrong:
-            raise ValueError(f"channels {wrong} are not multiples of groups {self.groups}")
         if self.channels[-1] > MAX_FEATURES:
             raise ValueError(f"{self.channels[-1]} features: give at most {MAX_FEATURES}")
         if self.side % 2 ** len(self.channels):
@@ -76,9 +71,11 @@ class EvaluatorOutput(NamedTuple):
 class Evaluator(nn.Module):
     """A residual network that normalises before each convolution (He 2016, arXiv 1603.05027, figure 4e).
 
-    Group normalisation (Wu and He 2018, arXiv 1803.08494, section 3.1), not batch normalisation: what is said
-    of a picture must not depend on its neighbours in the batch, averaged weights need no statistics of their
-    own, and a batch may be cut in parts.
+    Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167, Algorithms 1 and 2). Group normalisation,
+    which needs no statistics of the batch, learnt much more slowly: within one picture the background,
+    not the drawing, decides a channel's mean and variance. In evaluation the statistics are constants, so
+    what is said of a picture does not depend on its neighbours. In training, a batch that is cut in parts
+    (``runtime.accumulation``) takes the statistics of each part.
 
     Pictures and texts are compared by cosine over a learnt temperature, as in CLIP (Radford et al. 2021,
     arXiv 2103.00020, section 2.3 and figure 3). Two departures: the text encoder is frozen and only a linear
@@ -95,16 +92,18 @@ class Evaluator(nn.Module):
         for stage, (wider, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
             for block in range(blocks):
                 halved = stage > 0 and block == 0
-                stages.append(_Block(width, wider, halved=halved, groups=config.groups))
+                stages.append(_Block(width, wider, halved=halved))
                 width = wider
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.GroupNorm(config.groups, width)
+        self.norm = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(config.dropout)
         self.concept_head = nn.Linear(width, config.embedding)
         self.style_head = nn.Linear(width, config.styles)
         self.text_map = nn.Linear(config.text_width, config.embedding)
         self.log_scale = nn.Parameter(torch.tensor(1 / _FIRST_TEMPERATURE).log())
-        _initialise(self)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, pixels: torch.Tensor) -> EvaluatorOutput:
         """Pictures (B, 3, H, W) in [-1, 1], of any size from ``config.side`` up, to their three answers."""
@@ -158,12 +157,12 @@ def explain(error: ValidationError) -> str:
 class _Block(nn.Module):
     """Two convolutions around a shortcut; the shortcut halves by averaging, which loses no pixel."""
 
-    def __init__(self, before: int, width: int, *, halved: bool, groups: int) -> None:
+    def __init__(self, before: int, width: int, *, halved: bool) -> None:
         super().__init__()
         stride = 2 if halved else 1
-        self.norm1 = nn.GroupNorm(groups, before)
+        self.norm1 = nn.BatchNorm2d(before)
         self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
-        self.norm2 = nn.GroupNorm(groups, width)
+        self.norm2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.pool = nn.AvgPool2d(2) if halved else nn.Identity()
         self.skip = nn.Conv2d(before, width, 1, bias=False) if before != width else nn.Identity()
@@ -173,13 +172,3 @@ class _Block(nn.Module):
         hidden = self.conv2(F.relu(self.norm2(hidden)))
         total: torch.Tensor = hidden + self.skip(self.pool(x))
         return total
-
-
-def _initialise(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    # Every block starts as its shortcut, which a network without batch normalisation needs to start calmly.
-    for module in network.modules():
-        if isinstance(module, _Block):
-            nn.init.zeros_(module.conv2.weight)

@@ -146,7 +146,7 @@ def save_evaluator(
     texts: Mapping[str, str] | None = None,
     replace: bool = False,
 ) -> str:
-    """Write an evaluator's folder, its weights as float16; all or nothing.
+    """Write an evaluator's folder, its parameters as float16; all or nothing.
 
     Args:
         folder: where it goes; must not exist unless ``replace``.
@@ -170,7 +170,13 @@ def save_evaluator(
     problem = _misfit(evaluator.config, labels, trained, styles, text_embeddings.shape)
     if problem:
         raise UsageError(f"evaluator: {problem}; give what it was trained with")
-    tensors = {f"{_NETWORK}{name}": value.half() for name, value in evaluator.state_dict().items()}
+    half = {
+        name for name, _ in evaluator.named_parameters()
+    }  # statistics stay as they are: counts, variances
+    tensors = {
+        f"{_NETWORK}{name}": value.half() if name in half else value
+        for name, value in evaluator.state_dict().items()
+    }
     tensors[_TEXTS] = torch.from_numpy(np.asarray(text_embeddings, np.float16))
     with atomic.folder(folder, replace=replace) as root:
         safetensors.save_torch(root / WEIGHTS, tensors)
@@ -215,7 +221,7 @@ def load_evaluator(folder: str | Path) -> LoadedEvaluator:
     if problem:
         raise CheckpointError(f"{root}: {problem}; fetch or train the folder again")
     module = Evaluator(config.model)
-    state = {name.removeprefix(_NETWORK): value.float() for name, value in tensors.items()}
+    state = {name.removeprefix(_NETWORK): value for name, value in tensors.items()}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -74,7 +74,6 @@ model:
   channels: [4, 8]
   blocks: [1, 1]
   embedding: 8
-  groups: 2
   dropout: 0.1
 optimiser: {learning_rate: 1e-2, weight_decay: 0.01}
 schedule: {kind: wsd, warmup_images: 8, total_images: 48}
