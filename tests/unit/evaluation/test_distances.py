@@ -116,16 +116,23 @@ def test_kid_of_one_distribution_is_about_0_however_small_the_subsets() -> None:
 def test_kid_depends_on_its_seed_only_and_leaves_torch_alone() -> None:
     first, second = normals(50, 4), normals(50, 4, seed=1)
     torch.manual_seed(1)
-    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    before = torch.get_rng_state()
     found = kid(first, second)
-    fid(first, second)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.get_num_threads() == threads
     torch.manual_seed(2)
     assert kid(first, second) == found
     assert kid(first, second, seed=1) != found
     assert kid(first, second, subset_size=25) == found  # the default: half the smaller set
     assert found.std > 0
+
+
+@pytest.mark.parametrize("distance", [fid, kid])
+def test_distances_use_one_thread_and_give_the_others_back(distance, monkeypatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    distance(normals(9, 3), normals(9, 3, seed=1))
+    assert asked == [1, 5]
 
 
 @pytest.mark.parametrize("distance", [fid, kid])

@@ -81,6 +81,18 @@ def test_any_statistic_and_the_mean_agree() -> None:
     assert {middle.low, middle.high} <= set(values)
 
 
+def test_the_ends_are_draws_themselves() -> None:
+    values, seen = normals(9), []
+
+    def mean(index: np.ndarray) -> float:
+        seen.append(float(values[index].mean()))
+        return seen[-1]
+
+    found = bootstrap(mean, 9, resamples=30, level=0.8)
+    assert len(seen) == 31
+    assert (found.low, found.high) == (sorted(seen[1:])[2], sorted(seen[1:])[26])
+
+
 def test_the_draws_are_the_same_for_good() -> None:
     (block,) = resampled(10, 3, seed=5)
     assert block.tolist() == GOLDEN

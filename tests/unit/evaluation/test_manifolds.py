@@ -41,6 +41,8 @@ def test_of_equal_references_the_first_is_named() -> None:
     found = nearest(column(0.9), column(0, 1, 1, 2), k=3)
     assert found.row.tolist() == [[1, 2, 0]]
     assert found.distance == pytest.approx(np.array([[0.1, 0.1, 0.9]]))
+    rings = column(*([1, -1, 2, 1] * 250))
+    assert nearest(column(0), rings, k=4).row.tolist() == [[0, 1, 3, 4]]
 
 
 def test_radii_reach_to_the_kth_other_point() -> None:
