@@ -103,6 +103,7 @@ def test_inception_is_taken_where_its_weights_are(monkeypatch, weights: Path) ->
     net = choose(MeanColours())
     assert net.name == "Inception v3 (2015-12-05), 192 features after the second pooling"
     assert net.hash == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert net(pictures(0)).shape == (0, 192)
     found = net(pictures(35))  # three batches
     assert found.shape == (35, net.dims)
     assert found.dtype == np.float32
