@@ -42,7 +42,7 @@ def fit(images: Sequence[float], right: Sequence[float], tried: Sequence[float])
     """Fit a logistic regression of right answers on the logarithm of images seen, by maximum likelihood.
 
     Newton's method (iteratively reweighted least squares; Nelder and Wedderburn 1972, doi 10.2307/2344614,
-    section 1.3), from the empirical logits.
+    section 1), from the empirical logits.
 
     Args:
         images: images seen, P points above 0.

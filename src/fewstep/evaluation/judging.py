@@ -156,11 +156,11 @@ def figures(
     """
     concepts, styles, backgrounds = len(evaluator.labels), len(evaluator.styles), len(evaluator.backgrounds)
     kinds = [
-        ("top1", "own concept first", 1 / concepts),
-        ("top5", "own concept in the first five", accuracy.chance(concepts, 5)),
-        ("style", "style as asked", 1 / styles),
-        ("background", "background as asked", 1 / backgrounds),
-        ("all", "concept first, style and background", 1 / (concepts * styles * backgrounds)),
+        ("top1", "concept first", 1 / concepts),
+        ("top5", "concept in first five", accuracy.chance(concepts, 5)),
+        ("style", "style right", 1 / styles),
+        ("background", "background right", 1 / backgrounds),
+        ("all", "all three right", 1 / (concepts * styles * backgrounds)),
     ]
     found = []
     for name, text, chance in kinds:

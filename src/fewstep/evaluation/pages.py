@@ -168,7 +168,7 @@ def _curve(folder: Path, name: str, comparison: Comparison) -> list[Path]:
     """A curve, where the models' cards name at least two different numbers of images."""
     series = {
         text: curves.points(comparison.reports, name, figure)
-        for figure, text in (("top1", "own concept first"), ("top5", "own concept in the first five"))
+        for figure, text in (("top1", "concept first"), ("top5", "concept in first five"))
     }
     if min(len({images for images, _ in found}) for found in series.values()) < 2:
         return []

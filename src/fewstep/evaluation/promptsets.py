@@ -168,7 +168,8 @@ def synonyms(
 ) -> list[EvalPrompt]:
     """Put each word in the place of its object, in a composition of the object that was trained.
 
-    Words whose object the selection does not hold are left out.
+    Words whose object the selection does not hold are left out. The order follows from a hash of the words,
+    so that a short set is not all of one kind.
 
     Raises:
         DataError: no word is left.
@@ -177,7 +178,7 @@ def synonyms(
     for item in chosen(items, backgrounds, selection, "train", 10**9, seed=seed):
         trained[item.label].append(item)
     found = []
-    for word, label in words.items():
+    for word, label in sorted(words.items(), key=lambda pair: _hash(f"{seed}|synonym|{pair[0]}")):
         if trained.get(label):
             item = min(trained[label], key=lambda item: _key(seed, item))
             text = caption(word, style=item.style, background=item.background)
@@ -281,4 +282,8 @@ def part_of(label: str | None, style: str | None, background: str | None) -> Par
 
 
 def _key(seed: int, item: Composition) -> bytes:
-    return hashlib.sha256(f"{seed}|prompt|{item.label}|{item.style}|{item.background}".encode()).digest()
+    return _hash(f"{seed}|prompt|{item.label}|{item.style}|{item.background}")
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -131,7 +131,7 @@ class EvaluatorCard:
         return [
             f"evaluator: {self.name} {self.hash[:10]}{seen}; {self.concepts} concepts",
             *self._own(),
-            f"chance: own concept first {first:.2%}, in the first five {five:.2%}",
+            f"chance: concept first {first:.2%}, in the first five {five:.2%}",
             f"near-twins it confuses on real drawings: {twins or 'none found'}",
             f"features: {self.feature_net} {self.feature_hash[:10]}, {self.feature_dims} dimensions",
         ]

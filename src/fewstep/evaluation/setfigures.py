@@ -58,7 +58,7 @@ def share_interval(values: NDArray[np.float64], *, groups: NDArray[np.int64] | N
     """Interval of a share of right answers, 0 or 1 each: by bootstrap, and exact where all are the same.
 
     Of n equal answers every draw is the same and the bootstrap says nothing; the end that is not at 0 or 1
-    is then that of Clopper and Pearson 1934 (doi 10.2307/2331986): 1 - 0.025**(1 / n) of none right.
+    is then that of Clopper and Pearson 1934 (doi 10.1093/biomet/26.4.404): 1 - 0.025**(1 / n) of none right.
 
     Args:
         values: (N,), 0 or 1.
@@ -137,12 +137,10 @@ def nearest_figures(neighbours: Neighbours, own: NDArray[np.bool_], *, real: flo
     """
     distance = neighbours.distance[:, 0]
     middle = bootstrap(lambda rows: float(np.median(distance[rows])), len(distance))
-    found = [
-        _figure("nearest", "distance to the nearest training drawing", middle, len(distance), "", real=real)
-    ]
+    found = [_figure("nearest", "nearest drawing, distance", middle, len(distance), "", real=real)]
     if len(own):
         share = share_interval(own.astype(np.float64))
-        text = "nearest training drawing shows the concept"
+        text = "nearest drawing, its concept"
         found.append(_figure("nearest_own", text, share, len(own), "higher", "%"))
     return found
 
@@ -170,9 +168,9 @@ def diversity_figures(
         best_one = float(diversity.in_features(real_features, owner).mean())
         best_two = float(diversity.in_pixels(real_pixels, owner).mean())
     return [
-        _figure(name, f"diversity of one prompt, {text}", mean_interval(values), len(values), "", real=best)
+        _figure(name, f"diversity, {text}", mean_interval(values), len(values), "", real=best)
         for name, text, values, best in (
-            ("diversity", "cosine distance of features", one, best_one),
+            ("diversity", "cosine of features", one, best_one),
             ("diversity_pixels", "RMS of pixels", two, best_two),
         )
     ]

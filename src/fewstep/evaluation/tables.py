@@ -41,6 +41,8 @@ def comparison_table(comparison: Comparison, *, width: int = 110) -> str:
     heads = ("figure", *(f"{_letter(i)}" for i in range(len(reports))), "real drawings", "chance", "n")
     for name in _common_sets(reports):
         lines += ["", f"{name}:", *_grid(heads, _side_by_side(reports, name), width)]
+    if all(report.autoencoder for report in reports):
+        lines += ["", *_grid(("autoencoder", *heads[1 : 1 + len(reports)]), _autoencoders(reports), width)]
     if comparison.differences:
         rows = [_difference_cells(d, reports) for d in comparison.differences]
         lines += ["", *_grid(("set", "figure", "models", "difference [95% interval]", "n"), rows, width)]
@@ -54,6 +56,9 @@ def comparison_markdown(comparison: Comparison) -> str:
     heads = ("figure", *(f"{_letter(i)}" for i in range(len(reports))), "real drawings", "chance", "n")
     for name in _common_sets(reports):
         lines += ["", f"## {name}", "", *_pipes(heads, _side_by_side(reports, name))]
+    if all(report.autoencoder for report in reports):
+        lines += ["", "## Autoencoder", ""]
+        lines += _pipes(("figure", *heads[1 : 1 + len(reports)]), _autoencoders(reports))
     if comparison.differences:
         rows = [_difference_cells(d, reports) for d in comparison.differences]
         lines += ["", "## Paired differences", ""]
@@ -95,6 +100,12 @@ def _side_by_side(reports: Sequence[Report], name: str) -> list[tuple[str, ...]]
         cells = _cells(figure)
         rows.append((cells[0], *("" if other is None else shown(other) for other in same), *cells[2:]))
     return rows
+
+
+def _autoencoders(reports: Sequence[Report]) -> list[tuple[str, ...]]:
+    columns = [[shown(figure) for figure in report.autoencoder] for report in reports]
+    names = [_arrow(figure) for figure in reports[0].autoencoder]
+    return list(zip(names, *columns, strict=True))
 
 
 def _difference_cells(difference: Difference, reports: Sequence[Report]) -> tuple[str, ...]:

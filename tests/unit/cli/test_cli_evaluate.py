@@ -45,10 +45,12 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeBackend]:
     monkeypatch.setattr("fewstep.models.features.load_evaluator", lambda folder: small.PerfectJudge())
     monkeypatch.setattr("fewstep.data.emoji.open_drawings", lambda folder: small.make_drawings(folder))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "world.yaml").write_text("groups: [food-drink, animals-nature]\n", "utf-8")
     return opened
 
 
-SMALL = ("--n", "4", "--diversity", "1", "--quiet")
+TRAINED = ("--selection", "world.yaml")
+SMALL = (*TRAINED, "--n", "4", "--diversity", "1", "--quiet")
 
 
 @pytest.mark.usefixtures("fakes")
@@ -56,7 +58,7 @@ def test_a_table_goes_to_stdout_and_everything_else_to_files(tmp_path: Path, cap
     assert main(["evaluate", *SMALL, "--prompts", "seen", "--prompts", "object"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    for said in ("own concept first", "seen: 4 images", "object: 4 images", "chance", "evaluator: "):
+    for said in ("concept first", "seen: 4 images", "object: 4 images", "chance", "evaluator: "):
         assert said in out
     folder = tmp_path / "runs" / "evaluation" / "fake"
     assert {"report.json", "report.md", "contact-seen.png", "pictures"} <= {p.name for p in folder.iterdir()}
@@ -121,7 +123,7 @@ REFUSED = [
 def test_wrong_options_are_one_line_before_anything_is_drawn(
     arguments: list[str], code: int, message: str, fakes: list[FakeBackend], tmp_path: Path, capsys: Output
 ) -> None:
-    assert main(["evaluate", *arguments]) == code
+    assert main(["evaluate", *TRAINED, *arguments]) == code
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("fewstep: error: ")

@@ -155,7 +155,7 @@ def test_a_curve_through_nothing_right_stays_finite() -> None:
 def point(images: int, value: float) -> tuple[int, Figure]:
     low, high = max(0, value - 0.05), min(1, value + 0.05)
     return images, Figure(
-        name="top1", text="own concept first", value=value, low=low, high=high, n=100, real=0.9, unit="%"
+        name="top1", text="concept first", value=value, low=low, high=high, n=100, real=0.9, unit="%"
     )
 
 
