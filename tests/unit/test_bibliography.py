@@ -35,11 +35,13 @@ ALGORITHMS = [
         for name in (
             "accuracy",
             "colour",
+            "curves",
             "distances",
             "diversity",
             "intervals",
             "manifolds",
             "reconstruction",
+            "setfigures",
         )
     ),
     PACKAGE / "models" / "discriminators.py",
