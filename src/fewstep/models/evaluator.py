@@ -72,10 +72,10 @@ class Evaluator(nn.Module):
     """A residual network that normalises before each convolution (He 2016, arXiv 1603.05027, figure 4e).
 
     Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167, Algorithms 1 and 2). Group normalisation,
-    which needs no statistics of the batch, learnt much more slowly: within one picture the background,
-    not the drawing, decides a channel's mean and variance. In evaluation the statistics are constants, so
-    what is said of a picture does not depend on its neighbours. In training, a batch that is cut in parts
-    (``runtime.accumulation``) takes the statistics of each part.
+    which needs no statistics of the batch, learnt more slowly in short trials (perhaps because one picture's
+    statistics are mostly those of its background; that was not looked into). In evaluation the statistics
+    are constants, so what is said of a picture does not depend on its neighbours. In training, a batch that
+    is cut in parts (``runtime.accumulation``) takes the statistics of each part.
 
     Pictures and texts are compared by cosine over a learnt temperature, as in CLIP (Radford et al. 2021,
     arXiv 2103.00020, section 2.3 and figure 3). Two departures: the text encoder is frozen and only a linear

@@ -96,6 +96,21 @@ def test_held_out_objects_and_combinations_are_never_seen() -> None:
     assert held_out > 0, "these names hold no combination out: the test shows nothing"
 
 
+def test_free_colours_stay_away_from_every_held_out_background() -> None:
+    data = opened(any_colour=1.0)
+    rng, checked = np.random.default_rng(0), 0
+    for index, row in enumerate(data._rows):
+        item = data.drawings.items[row]
+        for name, rgb in BACKGROUNDS.items():
+            if split.part(item.label, item.style, name) != "train":
+                free = np.stack([data._colour(index, rng) for _ in range(1500)])
+                distances = np.linalg.norm(free - np.array(rgb), axis=1)
+                assert distances.min() >= MARGIN, f"{item.label}, {item.style}, {name}"
+                assert distances.min() < 2 * MARGIN, "close enough to show that there is a margin"
+                checked += 1
+    assert checked > 0
+
+
 def test_all_trained_backgrounds_are_used() -> None:
     seen = every(opened(any_colour=0.0), 50)
     for label, style in (("fox", "noto"), ("pizza", "twemoji")):
