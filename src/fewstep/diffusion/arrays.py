@@ -21,6 +21,15 @@ Coefficient = Any
 """What a schedule returns for a time: a Python float, or an array of shape (B,)."""
 
 
+def namespace(array: Array) -> Any:
+    """The array functions for this kind of array, by their names in the array API standard.
+
+    numpy 2 has those names itself; array-api-compat would import all of numpy to wrap it, which takes longer
+    than ten steps of a small model.
+    """
+    return np if isinstance(array, np.ndarray) else array_api_compat.array_namespace(array)
+
+
 def host_time(t: Time) -> float | FloatArray:
     """Bring a time to the host: a Python float for one time, a float64 array for one time per sample.
 
@@ -55,7 +64,7 @@ def fit(coefficient: Coefficient, like: Array) -> Any:
     shape = (coefficient.shape[0],) + (1,) * (like.ndim - 1)
     if isinstance(like, np.ndarray):
         return np.asarray(coefficient).astype(like.dtype).reshape(shape)
-    xp = array_api_compat.array_namespace(like)
+    xp = namespace(like)
     device = array_api_compat.device(like)
     if hasattr(coefficient, "detach"):
         moved = array_api_compat.to_device(coefficient, device)
@@ -73,7 +82,7 @@ def like(value: Array, reference: Array) -> Array:
     """Return ``value`` as the same kind of array as ``reference``, with its dtype and device."""
     if isinstance(reference, np.ndarray):
         return np.asarray(value, dtype=reference.dtype)
-    xp = array_api_compat.array_namespace(reference)
+    xp = namespace(reference)
     return xp.asarray(value, dtype=reference.dtype, device=array_api_compat.device(reference))
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from fewstep.diffusion.arrays import Array, Time, fit, host_time
+from fewstep.diffusion.arrays import Array, Time, fit, host_time, namespace
 from fewstep.diffusion.prediction import Denoiser, Prediction, from_prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UsageError
@@ -64,7 +63,7 @@ def classifier_free(
         if not batched:
             assert uncond is not None
             return uncond(x_t, t), denoise(x_t, t)
-        xp = array_api_compat.array_namespace(x_t)
+        xp = namespace(x_t)
         times = host_time(t)
         pair = denoise(
             xp.concat([x_t, x_t]), times if isinstance(times, float) else np.concatenate([times, times])

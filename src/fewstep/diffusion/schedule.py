@@ -17,10 +17,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from fewstep.diffusion.arrays import Array, Coefficient, FloatArray, Time, combine, host_time, safe_divide
+from fewstep.diffusion.arrays import (
+    Array,
+    Coefficient,
+    FloatArray,
+    Time,
+    combine,
+    host_time,
+    namespace,
+    safe_divide,
+)
 from fewstep.errors import UsageError
 
 FINITE_TERMINAL = 2.0**-24
@@ -312,7 +320,7 @@ def _plain(coefficient: Coefficient) -> Coefficient:
 
 def _log_snr(alpha: Coefficient, sigma: Coefficient) -> Coefficient:
     if hasattr(alpha, "detach"):
-        xp = array_api_compat.array_namespace(alpha)
+        xp = namespace(alpha)
         return 2.0 * (xp.log(alpha) - xp.log(sigma))
     if type(alpha) is float and alpha > 0 and sigma > 0:
         return 2.0 * (math.log(alpha) - math.log(sigma))

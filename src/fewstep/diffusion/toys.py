@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import array_api_compat
 import numpy as np
 
-from fewstep.diffusion.arrays import Array, FloatArray, Time, combine, fit, like
+from fewstep.diffusion.arrays import Array, FloatArray, Time, combine, fit, like, namespace
 from fewstep.diffusion.prediction import Denoiser, Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UsageError
@@ -63,7 +62,7 @@ class GaussianMixture:
         x_t given component k is N(alpha mu_k, alpha^2 std_k^2 + sigma^2); the estimate is the mean over k, by
         responsibility, of mu_k + alpha std_k^2 / (alpha^2 std_k^2 + sigma^2) (x_t - alpha mu_k).
         """
-        xp = array_api_compat.array_namespace(x_t)
+        xp = namespace(x_t)
         alpha, sigma = fit(schedule.alpha(t), x_t), fit(schedule.sigma(t), x_t)
         means, stds, logits = like(self.means, x_t), like(self.stds, x_t), like(np.log(self.weights), x_t)
         variance = (alpha * stds) ** 2 + sigma**2  # (K,) or (B, K)

@@ -152,3 +152,26 @@ def _timed(call):
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
+
+
+def test_drawing_with_numpy_does_not_import_all_of_numpy() -> None:
+    """array-api-compat's wrapper of numpy imports f2py and more: a tenth of a second at every start."""
+    script = """
+import sys, numpy as np
+from fewstep.diffusion.guidance import classifier_free
+from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.sampler import sample
+from fewstep.diffusion.schedule import make_schedule
+from fewstep.diffusion.solvers import SOLVERS
+from fewstep.diffusion.timesteps import make_grid
+schedule = make_schedule("scaled_linear", rescale_zero_terminal_snr=True)
+guided = classifier_free(
+    lambda x, t: Prediction(0.5 * x, x), None, scale=2.0, rescale=0.5, schedule=schedule,
+    prediction_type="v_prediction", batched=True,
+)
+x = np.ones((1, 2, 2, 2), np.float32) * np.arange(2, dtype=np.float32)
+sample(guided, x, make_grid(schedule, "trailing", 2), SOLVERS["ddim"], schedule=schedule)
+sys.exit("array_api_compat.numpy" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
