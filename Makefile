@@ -46,7 +46,7 @@ env: | $(VENV)/pyvenv.cfg ## create or update .venv with EXTRAS="upscale,train,d
 test: $(DEVELOP) ## all tests except soak
 	"$(BIN)/python" -m pytest -m "not soak" $(ARGS)
 
-unit: $(DEVELOP) ## the fast tests (under 90 seconds)
+unit: $(DEVELOP) ## the fast tests
 	"$(BIN)/python" -m pytest -m "not slow and not soak" $(ARGS)
 
 soak: $(DEVELOP) ## load, fuzz and long runs
