@@ -15,6 +15,7 @@ PROMPT ?= a red apple, noto style, on a sky blue background
 ARGS ?=
 EXTRAS ?= upscale
 SET ?=
+WORKERS ?= 2
 
 # Prompts are free text: they reach the program through the environment, unexpanded by make and unseen by the shell.
 # `unexport` because exporting PROMPT itself would expand a `$` in it.
@@ -43,11 +44,11 @@ image: $(STAMPS)/upscale ## draw PROMPT="..." with the bundled model; ARGS="--se
 env: | $(VENV)/pyvenv.cfg ## create or update .venv with EXTRAS="upscale,train,dev"
 	@$(call install,$(subst $(comma), ,$(EXTRAS)))
 
-test: $(DEVELOP) ## all tests except soak
-	"$(BIN)/python" -m pytest -m "not soak" $(ARGS)
+test: $(DEVELOP) ## all tests except soak, in WORKERS=2 processes
+	"$(BIN)/python" -m pytest -n $(WORKERS) --dist worksteal -m "not soak" $(ARGS)
 
 unit: $(DEVELOP) ## the fast tests
-	"$(BIN)/python" -m pytest -m "not slow and not soak" $(ARGS)
+	"$(BIN)/python" -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not soak" $(ARGS)
 
 soak: $(DEVELOP) ## load, fuzz and long runs
 	"$(BIN)/python" -m pytest -m soak $(ARGS)

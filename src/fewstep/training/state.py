@@ -144,14 +144,22 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """Name of the processor, as exactly as the system says."""
+    """Name of the processor with family and model: clouds sell different processors under one name.
+
+    Those differ in instruction sets, so the same run ends in other last bits.
+    """
+    wanted = ("model name", "cpu family", "model", "stepping")
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return platform.processor() or platform.machine()
+    fields = {
+        name.strip(): value.strip() for name, _, value in (x.partition(":") for x in first.splitlines())
+    }
+    if "model name" not in fields:  # not an x86
+        return platform.processor() or platform.machine()
+    numbers = [f"{name} {fields[name]}" for name in wanted[1:] if name in fields]
+    return ", ".join([fields["model name"], *numbers])
 
 
 def weights_digest(module: nn.Module) -> str:
