@@ -18,6 +18,6 @@ def working_signals() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """What the imports made lives until the end: a collection per module need not walk through it (0.4 s each)."""
+    """What the imports made lives until the end: collections need not walk through it (0.4 s each time)."""
     gc.collect()
     gc.freeze()
