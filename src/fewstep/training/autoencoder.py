@@ -113,6 +113,8 @@ class AutoencoderTask:
                 weights.multiscale_l1,
                 autoencoder.multiscale_l1(reconstruction, pixels),
             )
+        if weights.ssim:
+            terms["ssim"] = (weights.ssim, autoencoder.dissimilarity(reconstruction, pixels))
         if DISCRIMINATOR in self.active(images_seen):
             assert weights.adversarial is not None
             scores = modules[DISCRIMINATOR](reconstruction)

@@ -142,14 +142,15 @@ class AutoencoderObjective(Section):
     l1: NonNegative = 1.0
     multiscale_l1: NonNegative = 0.5
     mse: NonNegative = 0.0
+    ssim: NonNegative = 0.0
     kl: NonNegative = 1e-4
     equivariance: Equivariance | None = None
     adversarial: Adversarial | None = None
 
     @model_validator(mode="after")
     def _some_reconstruction(self) -> Self:
-        if not self.l1 + self.multiscale_l1 + self.mse > 0:
-            raise ValueError("l1, multiscale_l1 and mse are all 0: give one of them a weight")
+        if not self.l1 + self.multiscale_l1 + self.mse + self.ssim > 0:
+            raise ValueError("l1, multiscale_l1, mse and ssim are all 0: give one of them a weight")
         return self
 
 

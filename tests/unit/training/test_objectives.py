@@ -37,6 +37,19 @@ def test_multiscale_error_forgives_what_averages_out() -> None:
     assert autoencoder.multiscale_l1(checker, pixels).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_dissimilarity_punishes_ripples_on_flat_areas() -> None:
+    flat, ripple = torch.zeros(2, 1, 32, 32), torch.zeros(2, 1, 32, 32)
+    ripple[1, :, ::2, ::2], ripple[1, :, 1::2, 1::2] = 0.08, -0.08
+    ripple.requires_grad_()
+    same, rippled = autoencoder.dissimilarity(ripple, flat)
+    # In [-1, 1] the range is 2, so C2 = (0.03 * 2)**2; both means are 0; the checker covers half the pixels.
+    assert same.item() == pytest.approx(0, abs=1e-6)
+    variance = 0.08**2 / 2
+    assert rippled.item() == pytest.approx(1 - 0.06**2 / (variance + 0.06**2), rel=0.02)
+    rippled.backward()
+    assert ripple.grad is not None and ripple.grad[1].abs().sum() > 0 and torch.isfinite(ripple.grad).all()
+
+
 def test_kl_is_that_of_torch_distributions() -> None:
     mean, log_variance = draws(4, 2, 3, 3), draws(4, 2, 3, 3, seed=1)
     exact = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0)).flatten(1).mean(1)

@@ -41,6 +41,26 @@ def multiscale_l1(
     return total
 
 
+def dissimilarity(reconstruction: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """1 - SSIM: structure, and above all the stillness of plain areas.
+
+    Wang et al. 2004, equation 13, as torchmetrics computes it. Where an image is flat its contrast term is
+    ``C2 / (variance + C2)``: ripples of a hundredth of the range cost a tenth, and almost no L1.
+
+    Args:
+        reconstruction: (B, C, H, W) in [-1, 1]; H and W more than 5.
+        pixels: the same shape.
+
+    Returns:
+        (B,), 0 to 2.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    similarity = structural_similarity_index_measure(reconstruction, pixels, data_range=2.0, reduction="none")
+    assert isinstance(similarity, torch.Tensor)
+    return 1.0 - similarity
+
+
 def shrunk(images: torch.Tensor, scale: float, multiple: int = 1) -> torch.Tensor:
     """Images or latents made smaller, for latents that shrink as images do.
 
