@@ -42,10 +42,13 @@ def test_dissimilarity_punishes_ripples_on_flat_areas() -> None:
     ripple[1, :, ::2, ::2], ripple[1, :, 1::2, 1::2] = 0.08, -0.08
     ripple.requires_grad_()
     same, rippled = autoencoder.dissimilarity(ripple, flat)
-    # In [-1, 1] the range is 2, so C2 = (0.03 * 2)**2; both means are 0; the checker covers half the pixels.
+    # In [0, 1] C2 is 0.03**2 and the ripple half as high; the means are alike; it covers half the pixels.
     assert same.item() == pytest.approx(0, abs=1e-6)
-    variance = 0.08**2 / 2
-    assert rippled.item() == pytest.approx(1 - 0.06**2 / (variance + 0.06**2), rel=0.02)
+    variance = 0.04**2 / 2
+    assert rippled.item() == pytest.approx(1 - 0.03**2 / (variance + 0.03**2), rel=0.02)
+    # The same error around another grey: only a luminance term for intensities from 0 makes no difference of sign
+    moved = autoencoder.dissimilarity(ripple - 0.5, flat - 0.5)[1].item()
+    assert moved == pytest.approx(rippled.item(), rel=0.02)
     rippled.backward()
     assert ripple.grad is not None and ripple.grad[1].abs().sum() > 0 and torch.isfinite(ripple.grad).all()
 

@@ -56,7 +56,9 @@ def dissimilarity(reconstruction: torch.Tensor, pixels: torch.Tensor) -> torch.T
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    similarity = structural_similarity_index_measure(reconstruction, pixels, data_range=2.0, reduction="none")
+    # In [0, 1], as `fewstep.evaluation.reconstruction.ssim` measures: the luminance term is made for that.
+    pair = [(images + 1.0) / 2.0 for images in (reconstruction, pixels)]
+    similarity = structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
     assert isinstance(similarity, torch.Tensor)
     return 1.0 - similarity
 
