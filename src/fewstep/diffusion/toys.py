@@ -6,6 +6,7 @@ Solvers, losses and distillation methods are tested against them: no training er
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from fewstep.diffusion.arrays import Array, FloatArray, Time, combine, fit, like
 from fewstep.diffusion.prediction import Denoiser, Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UsageError
+
+IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +59,13 @@ class GaussianMixture:
         points = self.means[k] + self.stds[k, None] * rng.standard_normal((n, self.means.shape[1]))
         return points, self.labels[k]
 
-    def posterior_mean(self, x_t: Array, t: Time, schedule: Schedule) -> Array:
+    def posterior_mean(
+        self, x_t: Array, t: Time, schedule: Schedule, labels: IntArray | None = None
+    ) -> Array:
         """E[x0 | x_t] for x_t of shape (B, D): the best denoised estimate there is.
+
+        ``labels`` (B,) restricts each row to the components of its label; one that no component has restricts
+        nothing.
 
         x_t given component k is N(alpha mu_k, alpha^2 std_k^2 + sigma^2); the estimate is the mean over k, by
         responsibility, of mu_k + alpha std_k^2 / (alpha^2 std_k^2 + sigma^2) (x_t - alpha mu_k).
@@ -69,6 +77,10 @@ class GaussianMixture:
         alpha_ = alpha if isinstance(alpha, float) else alpha[..., None]
         away = x_t[:, None, :] - alpha_ * means  # (B, K, D)
         logits = logits - 0.5 * xp.sum(away**2, axis=-1) / variance - 0.5 * x_t.shape[1] * xp.log(variance)
+        if labels is not None:
+            known = np.isin(labels, self.labels)
+            shut_out = (np.asarray(labels)[:, None] != self.labels) & known[:, None]
+            logits = logits + like(np.where(shut_out, -np.inf, 0.0), x_t)
         share = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
         share = share / xp.sum(share, axis=-1, keepdims=True)
         each = means + (alpha * stds**2 / variance)[..., None] * away
@@ -80,6 +92,16 @@ class GaussianMixture:
 
         def denoise(x_t: Array, t: Time) -> Prediction:
             x0 = part.posterior_mean(x_t, t, schedule)
+            eps = (x_t - fit(schedule.alpha(t), x_t) * x0) / fit(schedule.sigma(t), x_t)
+            return Prediction(x0, eps)
+
+        return denoise
+
+    def denoiser_of(self, schedule: Schedule, labels: IntArray | None) -> Denoiser:
+        """The exact denoiser of a batch whose rows have labels of their own; see `posterior_mean`."""
+
+        def denoise(x_t: Array, t: Time) -> Prediction:
+            x0 = self.posterior_mean(x_t, t, schedule, labels)
             eps = (x_t - fit(schedule.alpha(t), x_t) * x0) / fit(schedule.sigma(t), x_t)
             return Prediction(x0, eps)
 
@@ -150,3 +172,35 @@ def grid(side: int = 5, spacing: float = 1.0, std: float = 0.1) -> GaussianMixtu
     means = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
     n = side * side
     return GaussianMixture(means, np.full(n, std), np.full(n, 1 / n), np.arange(n) // side)
+
+
+def moons(points: int = 24, std: float = 0.08) -> GaussianMixture:
+    """Two interleaved half circles, each a row of small Gaussians and a label."""
+    angle = math.pi * (np.arange(points) + 0.5) / points
+    upper = np.stack((np.cos(angle) - 0.5, np.sin(angle) - 0.25), axis=1)
+    lower = np.stack((0.5 - np.cos(angle), 0.25 - np.sin(angle)), axis=1)
+    n = 2 * points
+    labels = np.repeat(np.arange(2), points)
+    return GaussianMixture(1.2 * np.concatenate((upper, lower)), np.full(n, std), np.full(n, 1 / n), labels)
+
+
+def checkerboard(side: int = 4, cell: float = 0.8) -> GaussianMixture:
+    """The black cells of a board, each made of 4 x 4 Gaussians; labelled by row."""
+    offsets = cell * ((np.arange(4) + 0.5) / 4 - 0.5)
+    inside = np.stack(np.meshgrid(offsets, offsets, indexing="ij"), axis=-1).reshape(-1, 2)
+    axis = cell * (np.arange(side) - (side - 1) / 2)
+    cells = [(row, column) for row in range(side) for column in range(side) if (row + column) % 2 == 0]
+    means = np.concatenate([np.array([axis[r], axis[c]]) + inside for r, c in cells])
+    n = len(means)
+    labels = np.repeat(np.array([row for row, _ in cells]), len(inside))
+    return GaussianMixture(means, np.full(n, cell / 10), np.full(n, 1 / n), labels)
+
+
+MIXTURES: dict[str, Callable[..., GaussianMixture]] = {
+    "gaussian": gaussian,
+    "two_modes": two_modes,
+    "ring": ring,
+    "grid": grid,
+    "moons": moons,
+    "checkerboard": checkerboard,
+}

@@ -107,6 +107,8 @@ def open_dataset(section: Data) -> Dataset:
         RecipeError: an option that the source does not have, or a value out of range.
         DataError: nothing usable at the path.
     """
+    if section.source == "points":
+        raise RecipeError("data.source points: these are a mixture's, for distillation recipes that name one")
     path = Path(section.path).expanduser()
     model = _OPTIONS[section.source]
     try:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -19,6 +19,7 @@ from fewstep.training.sections import (
     AutoencoderRecipe,
     DenoiserRecipe,
     EvaluatorRecipe,
+    LoopRecipe,
     Recipe,
     explain,
 )
@@ -51,7 +52,11 @@ RESUME_MAY_CHANGE = (
     "runtime.prefetch",
     "runtime.prefetch_timeout",
     "runtime.threads",
+    "stage.stop",
 )
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=LoopRecipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +92,21 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
     """Read a recipe from YAML text; arguments and errors as `load_recipe`."""
-    values = _yaml(text, source)
-    if not isinstance(values, dict):
-        raise RecipeError(f"{source}: not a mapping of sections; start it with 'kind: denoiser'")
-    for override in overrides:
-        _override(values, override)
+    values = _values(text, overrides, source)
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in RECIPES:
         raise RecipeError(f"{source}: kind is {kind!r}; use one of: {', '.join(RECIPES)}")
-    try:
-        encoded = json.dumps(values)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{source}: {error}; use plain numbers, texts, lists and mappings") from None
-    try:
-        # Through JSON, because strict JSON still takes a list where the schema says tuple.
-        return RECIPES[kind].model_validate_json(encoded)
-    except ValidationError as error:
-        raise RecipeError(f"{source}: {explain(RECIPES[kind], error)}") from None
+    return _checked(RECIPES[kind], values, source)
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def parse_as(
+    model: type[AnyRecipe], text: str, overrides: Sequence[str] = (), *, source: str = "recipe"
+) -> AnyRecipe:
+    """Read a recipe of a known class, which need not be one of this package; errors as `load_recipe`."""
+    return _checked(model, _values(text, overrides, source), source)
+
+
+def dump_recipe(recipe: LoopRecipe) -> str:
     """The recipe with every default written out, as YAML that `parse_recipe` reads back to an equal one."""
     values = recipe.model_dump(mode="json")
     ordered = {"kind": values.pop("kind"), **values}
@@ -131,7 +131,7 @@ def recipe_names() -> list[str]:
     )
 
 
-def recipe_diff(old: Recipe, new: Recipe) -> list[Change]:
+def recipe_diff(old: LoopRecipe, new: LoopRecipe) -> list[Change]:
     """Every leaf that differs, in the order of the new recipe."""
     before, after = (_flatten(recipe.model_dump(mode="json")) for recipe in (old, new))
     keys = list(dict.fromkeys([*after, *before]))
@@ -142,7 +142,7 @@ def recipe_diff(old: Recipe, new: Recipe) -> list[Change]:
     ]
 
 
-def check_resume(old: Recipe, new: Recipe, *, override: bool = False) -> list[Change]:
+def check_resume(old: LoopRecipe, new: LoopRecipe, *, override: bool = False) -> list[Change]:
     """Compare a run's recipe with the one it is resumed with.
 
     Returns:
@@ -231,6 +231,27 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+
+
+def _values(text: str, overrides: Sequence[str], source: str) -> dict[str, Any]:
+    values = _yaml(text, source)
+    if not isinstance(values, dict):
+        raise RecipeError(f"{source}: not a mapping of sections; start it with 'kind: denoiser'")
+    for override in overrides:
+        _override(values, override)
+    return values
+
+
+def _checked(model: type[AnyRecipe], values: dict[str, Any], source: str) -> AnyRecipe:
+    try:
+        encoded = json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{source}: {error}; use plain numbers, texts, lists and mappings") from None
+    try:
+        # Through JSON, because strict JSON still takes a list where the schema says tuple.
+        return model.model_validate_json(encoded)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {explain(model, error)}") from None
 
 
 def _yaml(text: str, source: str) -> Any:

@@ -27,11 +27,18 @@ class Section(BaseModel):
 class Data(Section):
     """Where samples come from; ``options`` are those of the source and are checked by it."""
 
-    source: Literal["drawings", "labelled", "cache", "folder", "table", "webdataset", "huggingface"]
-    path: str
+    source: Literal["drawings", "labelled", "cache", "folder", "table", "webdataset", "huggingface", "points"]
+    path: str = ""
+    """Where they are; needed by every source but points."""
     batch_size: Images = 32
     """Images per optimiser step, over all processes and accumulated parts."""
     options: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def _some_path(self) -> Self:
+        if not self.path and self.source != "points":
+            raise ValueError(f"path is missing: say where the source {self.source} finds its samples")
+        return self
 
 
 class Optimiser(Section):

@@ -21,7 +21,7 @@ from fewstep.training.guards import NonFiniteGuard
 from fewstep.training.lock import run_lock
 from fewstep.training.logs import Bar, Logger, Loggers, Progress, ProgressFile, TensorBoard
 from fewstep.training.loop import Hooks, Loop, Metric, Sampler
-from fewstep.training.recipe import Recipe, check_resume, dump_recipe, parse_recipe
+from fewstep.training.recipe import Recipe, check_resume, dump_recipe, parse_as
 from fewstep.training.sections import AutoencoderRecipe, EvaluatorRecipe, LoopRecipe
 from fewstep.training.signals import StopSignals
 from fewstep.training.state import RoleState, RunState, environment, make_optimiser
@@ -312,11 +312,12 @@ def _prepare_folder(
             if folder.name > checkpoint.folder.name:
                 atomic.rename_folder(folder, folder.with_name(f"{folder.name}.broken"))
     if checkpoint is not None and recipe_file.is_file():
-        before = parse_recipe(recipe_file.read_text(encoding="utf-8"), source=str(recipe_file))
-        for change in check_resume(before, cast(Recipe, recipe), override=override):
+        text = recipe_file.read_text(encoding="utf-8")
+        before = parse_as(type(recipe), text, source=str(recipe_file))
+        for change in check_resume(before, recipe, override=override):
             _log.warning("recipe changed: %s", change)
     if main:
-        atomic.write_text(recipe_file, dump_recipe(cast(Recipe, recipe)))
+        atomic.write_text(recipe_file, dump_recipe(recipe))
     return checkpoint
 
 

@@ -1,0 +1,1 @@
+"""From a teacher of many steps to a student of few: roles, targets, losses, stages, and a file per method."""
