@@ -119,11 +119,7 @@ def open_base(recipe: sections.DistillationRecipe) -> Base:
 
 
 def _toy(recipe: sections.DistillationRecipe, section: sections.Mixture) -> Base:
-    options: dict[str, Any] = dict(section.options)
-    try:
-        mixture = MIXTURES[section.kind](**options)
-    except TypeError as error:
-        raise RecipeError(f"teacher.mixture.options: {error}; see fewstep.diffusion.toys") from None
+    mixture = make_mixture(section)
     if recipe.data.source != "points":
         raise RecipeError(
             f"data.source is {recipe.data.source!r}: a mixture teaches its own points; use points"
@@ -149,6 +145,20 @@ def _toy(recipe: sections.DistillationRecipe, section: sections.Mixture) -> Base
     return Base(contract, noise_schedule(noise), dataset, None, mixture, None, _first(dataset), labels)
 
 
+def make_mixture(section: sections.Mixture) -> GaussianMixture:
+    """The mixture that a recipe names.
+
+    Raises:
+        RecipeError: an option that its kind does not have.
+    """
+    options: dict[str, Any] = dict(section.options)
+    try:
+        mixture = MIXTURES[section.kind](**options)
+    except TypeError as error:
+        raise RecipeError(f"teacher.mixture.options: {error}; see fewstep.diffusion.toys") from None
+    return mixture if section.classes else dataclasses.replace(mixture, labels=np.zeros_like(mixture.labels))
+
+
 def _first(dataset: Dataset) -> Mapping[str, Any]:
     sample = dataset.batch(np.zeros(1, np.int64), np.random.default_rng(0))
     return {k: torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v for k, v in sample.items()}
@@ -159,11 +169,11 @@ def student_type(recipe: sections.DistillationRecipe, place: int, base: Base) ->
     section = recipe.stages[place].student
     if section.prediction_type is not None:
         return section.prediction_type
-    source = _source(recipe, place)
+    source = source_stage(recipe, place)
     return base.contract.prediction_type if source is None else student_type(recipe, source, base)
 
 
-def _source(recipe: sections.DistillationRecipe, place: int) -> int | None:
+def source_stage(recipe: sections.DistillationRecipe, place: int) -> int | None:
     """The stage whose result a stage's student starts from; None for the base or new weights."""
     start = recipe.stages[place].student.start
     if start == "teacher":
@@ -199,7 +209,7 @@ def result(recipe: sections.DistillationRecipe, place: int, base: Base, folders:
 
 def _start(recipe: sections.DistillationRecipe, place: int, base: Base, folders: list[Path]) -> nn.Module:
     """A network of its own with the weights that a stage's student starts from."""
-    section, source = recipe.stages[place].student, _source(recipe, place)
+    section, source = recipe.stages[place].student, source_stage(recipe, place)
     if section.mode == "merge" and (source is None or recipe.stages[source].student.mode != "lora"):
         raise RecipeError(
             f"stage {recipe.stages[place].name}: mode merge needs a lora stage before it; use mode full"
@@ -252,7 +262,7 @@ def build_stage(recipe: sections.DistillationRecipe, place: int, base: Base, fol
         teacher_type = student_type(recipe, teacher_stage, base)
     exact = teacher_stage is None and base.mixture is not None
     # An adapter on the teacher's own weights: switched off, the student is the teacher.
-    alone = section.student.mode == "lora" and teacher_stage == _source(recipe, place) and not exact
+    alone = section.student.mode == "lora" and teacher_stage == source_stage(recipe, place) and not exact
     teacher: Teacher
     teacher_role: Role | None = None
     weights = inner
@@ -283,7 +293,7 @@ def build_stage(recipe: sections.DistillationRecipe, place: int, base: Base, fol
             # The backward pass runs the layers again, with the adapter on: wrong gradients, no error.
             raise RecipeError(
                 f"stage {section.name}: gradient_checkpointing with a lora student that is its own "
-                "teacher would recompute the teacher as the student; use mode full, or a smaller batch with accumulation"
+                "teacher would recompute the teacher as the student; use mode full, or accumulation"
             )
         if enable is not None:
             enable()

@@ -1,8 +1,8 @@
 """The student's x0 against the teacher's at the same time: another output, not fewer steps.
 
 SDXL-Lightning (Lin 2024, 2402.13929, section 3.4) turns its network to x0 prediction before the one-step
-stage: a copy learns to give the x0 that the frozen original implies. With a guidance scale this is the first stage
-of Meng 2023 (2210.03142); with an exact teacher it trains the network that later stages start from.
+stage: a copy learns to give the x0 that the frozen original implies. With a guidance scale this is the first
+stage of Meng 2023 (2210.03142); with an exact teacher it trains the network that later stages start from.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ does in n. The first stage asks for that by a distance, with guidance; later one
 - not conditional: D'(x_s), which lets the flow go for samples that are right in themselves (section 3.3).
 
 "Real" is always the teacher's prediction, never an image. The discriminator is a trained copy of the
-teacher's encoder, applied to both inputs with shared weights; its middle features are joined and a small head scores
-them. The 1- and 2-step stages train at four times and compare renoised x0 (section 3.4).
+teacher's encoder, applied to both inputs with shared weights; its middle features are joined and a small head
+scores them. The 1- and 2-step stages train at four times and compare renoised x0 (section 3.4).
 
 What the paper leaves open and we chose: the head's depth (three strided blocks, as DMD2's), one discriminator
 step per student step, no average of weights in the adversarial stages' discriminators.

@@ -35,6 +35,8 @@ class Mixture(Section):
 
     kind: Literal["gaussian", "two_modes", "ring", "grid", "moons", "checkerboard"]
     options: dict[str, JsonValue] = Field(default_factory=dict)
+    classes: bool = True
+    """Whether the student is told the label; false makes one class of all."""
     schedule: NoiseSchedule = NoiseSchedule()
     prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "v_prediction"
     """Of the student: the teacher has no network."""

@@ -82,12 +82,17 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         NotFoundError: no such recipe; the message lists the names there are.
         RecipeError: the file does not follow the schema.
     """
-    path = _find(str(name_or_path))
+    text, source = read_recipe(str(name_or_path))
+    return parse_recipe(text, overrides, source=source)
+
+
+def read_recipe(name_or_path: str, kinds: Sequence[str] = tuple(RECIPES)) -> tuple[str, str]:
+    """The text of a recipe of some kinds, by name or path, and where it stands; errors as `load_recipe`."""
+    path = _find(name_or_path, kinds)
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); give a readable YAML file") from error
-    return parse_recipe(text, overrides, source=str(path))
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
@@ -119,14 +124,14 @@ def recipe_schema() -> dict[str, Any]:
     return TypeAdapter(Annotated[Recipe, Field(discriminator="kind")]).json_schema()
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package or stand in the checkout, sorted."""
+def recipe_names(kinds: Sequence[str] = tuple(RECIPES)) -> list[str]:
+    """Names of the recipes of these kinds that come with the package or stand in the checkout, sorted."""
     return sorted(
         {
             path.relative_to(root).with_suffix("").as_posix()
             for root in _roots()
             for path in root.rglob("*.yaml")
-            if _is_recipe(path)
+            if _is_recipe(path, kinds)
         }
     )
 
@@ -181,30 +186,32 @@ def _roots() -> list[Path]:
     return [root for root in candidates if root.is_dir() and (in_checkout or root != candidates[0])]
 
 
-def _find(name: str) -> Path:
+def _find(name: str, kinds: Sequence[str]) -> Path:
     path = Path(name).expanduser()
     if path.suffix in {".yaml", ".yml"}:
         if path.is_file():
             return path
-        raise NotFoundError(f"{name}: no such file; recipes by name: {', '.join(recipe_names()) or 'none'}")
+        raise NotFoundError(
+            f"{name}: no such file; recipes by name: {', '.join(recipe_names(kinds)) or 'none'}"
+        )
     if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", name):
         for root in _roots():
             found = root / f"{name}.yaml"
-            if found.is_file() and _is_recipe(found):
+            if found.is_file() and _is_recipe(found, kinds):
                 return found
-    names = recipe_names()
+    names = recipe_names(kinds)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise NotFoundError(f"recipe {name!r}: not found; {hint}there are: {', '.join(names) or 'none'}")
 
 
-def _is_recipe(path: Path) -> bool:
+def _is_recipe(path: Path, kinds: Sequence[str]) -> bool:
     # Backgrounds and prompt lists stand beside the recipes.
     try:
         head = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
-    return re.search(rf"(?m)^kind:\s*[\"']?({'|'.join(RECIPES)})\b", head) is not None
+    return re.search(rf"(?m)^kind:\s*[\"']?({'|'.join(kinds)})\b", head) is not None
 
 
 class _Loader(yaml.SafeLoader):

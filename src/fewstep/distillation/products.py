@@ -1,0 +1,65 @@
+"""What a finished distillation leaves for others: a pipeline folder and an adapter, or a toy's weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fewstep.checkpoint import atomic, safetensors
+from fewstep.checkpoint.lora import save_lora
+from fewstep.data.backgrounds import recipe_folder
+from fewstep.distillation import build
+from fewstep.distillation.run import stage_folders, student
+from fewstep.distillation.sections import DistillationRecipe
+from fewstep.distillation.task import STUDENT
+from fewstep.models import load
+from fewstep.models.components import Components
+from fewstep.models.denoiser import ConditionedUNet
+from fewstep.training import checkpointing
+
+_LEGAL = ("NOTICE", "attribution.json", "README.md")
+
+
+def finish(recipe: DistillationRecipe, run_folder: Path) -> Path:
+    """Write the student of the last stage.
+
+    A pipeline's student is a pipeline folder of its own, ``RUN/student``, that plain diffusers opens and
+    samples as
+    it must be sampled; the adapter of a lora stage on the teacher
+    itself stands in it as ``adapter/pytorch_lora_weights.safetensors``.
+    A toy's student is a safetensors file with its contract.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: the last stage has not reached its stop.
+        OutputError: it cannot be written.
+    """
+    network, contract = student(recipe, run_folder)
+    out = run_folder / "student"
+    if not isinstance(network, ConditionedUNet):
+        with atomic.folder(out, replace=True) as folder:
+            safetensors.save_torch(folder / "student.safetensors", network.state_dict())
+            atomic.write_text(folder / load.CONTRACT_FILE, contract.to_json())
+        return out
+    assert recipe.teacher.pipeline is not None
+    source = Path(recipe.teacher.pipeline).expanduser()
+    base = load.pipeline(source)
+    texts = {name: (source / name).read_text("utf-8") for name in _LEGAL if (source / name).is_file()}
+    if recipe.card is not None:
+        texts["README.md"] = (recipe_folder(recipe.card) / "student.md").read_text("utf-8")
+    components = Components(base.autoencoder, network.network, base.text_encoder, base.tokenizer, contract)
+    load.save_pipeline(out, components, texts=texts, replace=True)
+    last = recipe.stages[-1].student
+    if last.mode == "lora" and build.source_stage(recipe, len(recipe.stages) - 1) is None:
+        weights = checkpointing.weights(stage_folders(recipe, run_folder)[-1], STUDENT)
+        (out / "adapter").mkdir()
+        save_lora(
+            out / "adapter" / "pytorch_lora_weights.safetensors",
+            safetensors.load_torch(weights),
+            rank=last.lora.rank,
+            alpha=last.lora.alpha or float(last.lora.rank),
+            contract_json=json.dumps(json.loads(contract.to_json())),
+        )
+    return out
