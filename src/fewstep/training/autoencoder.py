@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,15 +21,18 @@ DISCRIMINATOR = "discriminator"
 class _Reconstruct(nn.Module):
     """Encode, sample with given noise, shrink, decode in one forward, as data-parallel wrappers need it."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, train_encoder: bool = True) -> None:
         super().__init__()
         self.network = network
+        self.train_encoder = train_encoder
 
     def forward(
         self, pixels: torch.Tensor, noise: torch.Tensor, scale: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         network: Any = self.network
-        posterior = network.encode(pixels).latent_dist
+        # A frozen encoder gets no gradient at all, so that no optimiser moves it.
+        with contextlib.nullcontext() if self.train_encoder else torch.no_grad():
+            posterior = network.encode(pixels).latent_dist
         latents = autoencoder.shrunk(posterior.mean + posterior.std * noise, scale)
         return network.decode(latents).sample, posterior.mean, posterior.logvar
 
@@ -46,7 +50,7 @@ class AutoencoderTask:
         self._downsampling = 2 ** (len(config.block_out_channels) - 1)
         roles = {
             ROLE: Role(
-                module=_Reconstruct(network),
+                module=_Reconstruct(network, train_encoder=recipe.encoder == "train"),
                 weights=network,
                 optimiser=recipe.optimiser,
                 schedule=recipe.schedule,

@@ -229,6 +229,8 @@ class AutoencoderRecipe(_ModelRecipe):
     """Trains an ``AutoencoderKL`` on pixels."""
 
     kind: Literal["autoencoder"]
+    encoder: Literal["train", "frozen"] = "train"
+    """frozen: only the decoder learns, so that latents and denoisers of these weights stay good."""
     objective: AutoencoderObjective = AutoencoderObjective()
 
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny_runs
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from fewstep.checkpoint import safetensors
 from fewstep.diffusion.schedule import FlowSchedule, make_schedule
 from fewstep.errors import DataError, RecipeError
 from fewstep.models.discriminators import PatchGAN
+from fewstep.training import checkpointing
 from fewstep.training.autoencoder import AutoencoderTask
 from fewstep.training.denoiser import DenoiserTask
 from fewstep.training.objectives import adversarial, autoencoder
@@ -46,7 +50,7 @@ def test_dissimilarity_punishes_ripples_on_flat_areas() -> None:
     assert same.item() == pytest.approx(0, abs=1e-6)
     variance = 0.04**2 / 2
     assert rippled.item() == pytest.approx(1 - 0.03**2 / (variance + 0.03**2), rel=0.02)
-    # The same error around another grey: only a luminance term for intensities from 0 makes no difference of sign
+    # The same error around another grey: the luminance term, made for intensities from 0, must not mind
     moved = autoencoder.dissimilarity(ripple - 0.5, flat - 0.5)[1].item()
     assert moved == pytest.approx(rippled.item(), rel=0.02)
     rippled.backward()
@@ -177,6 +181,17 @@ def test_shrinking_keeps_constants_and_gives_whole_cells() -> None:
     torch.testing.assert_close(smaller, torch.full_like(smaller, 0.3))
     # As many cells as the latents of the same image: what the decoder returns has the target's size
     assert autoencoder.shrunk(torch.zeros(1, 1, 3, 2), 0.5).shape[2:] == (2, 1)
+
+
+def test_a_frozen_encoder_stays_and_the_decoder_learns(tmp_path: Path) -> None:
+    overrides = ("encoder=frozen", "stop.images=16", "optimiser.weight_decay=0.1")
+    before = make_task(tiny_runs.recipe("autoencoder", *overrides)).roles["autoencoder"].weights.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    tiny_runs.run("autoencoder", tmp_path, *overrides)
+    after = safetensors.load_torch(checkpointing.weights(tmp_path, "autoencoder", ema=False))
+    same = {name.partition(".")[0] for name in before if torch.equal(before[name], after[name])}
+    moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert {"encoder", "quant_conv"} <= same and moved == {"decoder", "post_quant_conv"}
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
