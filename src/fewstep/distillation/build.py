@@ -202,6 +202,7 @@ def result(recipe: sections.DistillationRecipe, place: int, base: Base, folders:
         weights = adapters.add_lora(inner, _lora(section), seed=recipe.seed)
         checkpointing.copy_into(weights, safetensors.load_torch(source), source)
         adapters.merge(inner)
+        inner.requires_grad_(True)  # merging leaves the weights as the adapter found them: frozen
     else:
         checkpointing.copy_into(inner, safetensors.load_torch(source), source)
     return network
@@ -287,16 +288,8 @@ def build_stage(recipe: sections.DistillationRecipe, place: int, base: Base, fol
         module.requires_grad_(False).eval()
         teacher = NetworkTeacher(module, base.schedule, teacher_type)
         teacher_role = Role(module=module, weights=module, optimiser=None, schedule=section.schedule)
-    if recipe.runtime.gradient_checkpointing:
-        enable = getattr(inner, "enable_gradient_checkpointing", None)
-        if alone:
-            # The backward pass runs the layers again, with the adapter on: wrong gradients, no error.
-            raise RecipeError(
-                f"stage {section.name}: gradient_checkpointing with a lora student that is its own "
-                "teacher would recompute the teacher as the student; use mode full, or accumulation"
-            )
-        if enable is not None:
-            enable()
+    if recipe.runtime.gradient_checkpointing and hasattr(inner, "enable_gradient_checkpointing"):
+        inner.enable_gradient_checkpointing()
     builder = _Methods(section, base, fresh, teacher, alone=alone)
     methods = [Weighted(method.weight, builder.build(method)) for method in section.methods]
     task = StageTask(
