@@ -288,8 +288,9 @@ def build_stage(recipe: sections.DistillationRecipe, place: int, base: Base, fol
         module.requires_grad_(False).eval()
         teacher = NetworkTeacher(module, base.schedule, teacher_type)
         teacher_role = Role(module=module, weights=module, optimiser=None, schedule=section.schedule)
-    if recipe.runtime.gradient_checkpointing and hasattr(inner, "enable_gradient_checkpointing"):
-        inner.enable_gradient_checkpointing()
+    unet: Any = inner
+    if recipe.runtime.gradient_checkpointing and hasattr(unet, "enable_gradient_checkpointing"):
+        unet.enable_gradient_checkpointing()
     builder = _Methods(section, base, fresh, teacher, alone=alone)
     methods = [Weighted(method.weight, builder.build(method)) for method in section.methods]
     task = StageTask(
