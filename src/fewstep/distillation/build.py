@@ -178,14 +178,20 @@ def source_stage(recipe: sections.DistillationRecipe, place: int) -> int | None:
     start = recipe.stages[place].student.start
     if start == "teacher":
         return _teacher_stage(recipe, place)
-    return place - 1 if start == "previous" and place else None
+    if start == "previous":
+        return place - 1 if place else None
+    return None if start == "random" else _named(recipe, start)
 
 
 def _teacher_stage(recipe: sections.DistillationRecipe, place: int) -> int | None:
     name = recipe.stages[place].teacher
     if name == "base" or (name == "previous" and place == 0):
         return None
-    return place - 1 if name == "previous" else [stage.name for stage in recipe.stages].index(name)
+    return place - 1 if name == "previous" else _named(recipe, name)
+
+
+def _named(recipe: sections.DistillationRecipe, name: str) -> int:
+    return [stage.name for stage in recipe.stages].index(name)
 
 
 def result(recipe: sections.DistillationRecipe, place: int, base: Base, folders: list[Path]) -> nn.Module:

@@ -75,8 +75,9 @@ class Student(Section):
     mode: Literal["full", "lora", "merge"] = "full"
     """lora: an adapter on the frozen start; merge: fold the previous stage's adapter in, then train
     everything."""
-    start: Literal["teacher", "previous", "random"] = "previous"
-    """Weights at the beginning; the first stage has no previous one and starts from the teacher."""
+    start: str = "previous"
+    """Weights at the beginning: ``previous``, ``teacher``, the name of an earlier stage, or ``random`` for
+    toys. The first stage has no previous one and starts from the teacher."""
     lora: Lora = Lora()
     prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] | None = None
     """What the student's output means; the teacher's own when not given."""
@@ -324,4 +325,6 @@ class DistillationRecipe(LoopRecipe):
                 raise ValueError(f"stage {stage.name}: methods is empty: give at least one")
             if stage.teacher not in ("base", "previous", *names[:place]):
                 raise ValueError(f"stage {stage.name}: teacher {stage.teacher!r} is no earlier stage")
+            if stage.student.start not in ("teacher", "previous", "random", *names[:place]):
+                raise ValueError(f"stage {stage.name}: start {stage.student.start!r} is no earlier stage")
         return self
