@@ -1,10 +1,10 @@
 """SDXL-Lightning's claims, tried on points in the plane where the teacher is exact.
 
 Lin 2024 (2402.13929), sections 3.2 and 3.3: a student of few steps that is trained by a distance (MSE, L1,
-perceptual) blurs; a discriminator that sees where the jump began sharpens and keeps the teacher's flow; one that
-does not sharpens further and lets the flow go; and a student is less sensitive to its input than the teacher. Every
-student takes N steps of the same exact teacher of 32; the adversarial ones go on from the MSE student, the
-unconditional from the conditional one, as in the paper. Two seeds.
+perceptual) blurs; a discriminator that sees where the jump began sharpens and keeps the teacher's flow; one
+that does not sharpens further and lets the flow go; and a student is less sensitive to its input than the
+teacher. Every student takes N steps of the same exact teacher of 32; the adversarial ones go on from the MSE
+student, the unconditional from the conditional one, as in the paper. Two seeds.
 
 Prints a table and writes lightning-claims.md, .json and .png.
 
