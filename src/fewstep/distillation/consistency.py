@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.arrays import FloatArray
 from fewstep.diffusion.contract import SamplingContract
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.timesteps import make_grid
@@ -68,7 +69,7 @@ class Lcm:
         denoise = context.teacher.denoiser(context.conditions, context.null, w)
         x_s = targets.rollout(denoise, x_t, self.grid, start, start + 1, context.schedule)
         told = self._told(context, scale)
-        here = targets.boundary(context.predict(x_t, t, told), x_t, t, self.section.boundary_scaling)
+        here = self._function(context, x_t, t, told)
         with torch.no_grad():
             there = self._at(context, x_s, s, told)
         error = self.distance(here, there)
@@ -99,10 +100,14 @@ class Lcm:
         given = torch.from_numpy(np.asarray(scale, np.float32)).to(context.x0.device)
         return dataclasses.replace(context.conditions, guidance=given)
 
+    def _function(self, context: Context, x_t: Tensor, t: FloatArray, told: Conditions) -> Tensor:
+        prediction = context.predict(x_t, t, told)
+        return targets.boundary(prediction, x_t, t, context.schedule, self.section.boundary_scaling)
+
     def _at(self, context: Context, x_s: Tensor, s: Any, told: Conditions) -> Tensor:
         """The consistency function at the cleaner point: data themselves where that is the clean end."""
         clean = np.asarray(context.schedule.is_clean(s))
         asked = np.where(clean, self.grid[-2], s)
-        value = targets.boundary(context.predict(x_s, asked, told), x_s, asked, self.section.boundary_scaling)
+        value = self._function(context, x_s, asked, told)
         mask = torch.from_numpy(clean).to(x_s.device).reshape((-1,) + (1,) * (x_s.dim() - 1))
         return torch.where(mask, x_s, value)

@@ -181,7 +181,8 @@ class Flash:
             x_t = targets.noised(schedule, context.x0, context.drawn["noise"], t)
             denoise = context.teacher.denoiser(context.conditions, context.null, scale)
             teacher = targets.solved(denoise, x_t, self.grid[start:], self.solver, schedule)
-            student = targets.boundary(context.predict(x_t, t), x_t, t, section.boundary_scaling)
+            prediction = context.predict(x_t, t)
+            student = targets.boundary(prediction, x_t, t, schedule, section.boundary_scaling)
             context.shared["way"] = {"teacher": teacher, "student": student, "start": start, "t": t}
         way: dict[str, Any] = context.shared["way"]
         return way

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.arrays import FloatArray, combine, fit
+from fewstep.diffusion.arrays import FloatArray, combine
 from fewstep.diffusion.prediction import Denoiser, Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers import Solver
+from fewstep.diffusion.solvers.lcm import boundary as coefficients
 
 
 def noised(schedule: Schedule, x0: Tensor, eps: Tensor, t: FloatArray) -> Tensor:
@@ -101,27 +102,22 @@ def solved(
 
 
 def boundary(
-    prediction: Prediction, x_t: Tensor, t: FloatArray, scaling: float, sigma_data: float = 0.5
+    prediction: Prediction, x_t: Tensor, t: FloatArray, schedule: Schedule, scaling: float
 ) -> Tensor:
     """A consistency function that is the identity at t = 0: c_skip x_t + c_out x0.
 
-    Song et al. 2023 (2303.01469), appendix C, with LCM's timestep scaling (Luo 2023, 2310.04378): tau =
-    ``scaling`` t, c_skip = sd^2 / (tau^2 + sd^2), c_out = tau / sqrt(tau^2 + sd^2).
+    The coefficients are the sampler's own (`fewstep.diffusion.solvers.lcm`): what is trained is what is drawn
+    with.
 
     Args:
         prediction: at (x_t, t).
         x_t: (B, ...).
-        t: (B,), positions on a discrete schedule.
+        t: (B,), not the clean end.
+        schedule: of ``t``; on a flow the function is x0 itself.
         scaling: LCM uses 10; 0 means no scalings: x0 itself.
-        sigma_data: sd.
     """
-    if scaling == 0.0:
-        x0: Tensor = prediction.x0
-        return x0
-    tau = scaling * np.maximum(np.asarray(t, np.float64), 0.0)
-    c_skip = sigma_data**2 / (tau**2 + sigma_data**2)
-    c_out = tau / np.sqrt(tau**2 + sigma_data**2)
-    result: Tensor = fit(c_skip, x_t) * x_t + fit(c_out, x_t) * prediction.x0
+    c_skip, c_out = coefficients(schedule, t, scaling)
+    result: Tensor = combine(c_out, prediction.x0, c_skip, x_t)
     return result
 
 
