@@ -14,6 +14,7 @@ def check_recipe(recipe: sections.DistillationRecipe) -> None:
         RecipeError: the message names the stage, the key and the fix.
     """
     made: dict[str, int] = {}
+    guided: set[str] = set()
     for place, stage in enumerate(recipe.stages):
         for method in stage.methods:
             try:
@@ -21,7 +22,10 @@ def check_recipe(recipe: sections.DistillationRecipe) -> None:
             except RecipeError as error:
                 raise RecipeError(f"stage {stage.name}: {error}") from None
         _check_anchor(stage)
-        _check_teacher(recipe, place, made)
+        teacher = _teacher_name(recipe, place)
+        _check_teacher(stage, teacher, made, guided)
+        if teacher in guided or any(_guidance(method)[1] != (1.0, 1.0) for method in stage.methods):
+            guided.add(stage.name)
         steps = [m.student_steps for m in stage.methods if hasattr(m, "student_steps")]
         if steps:
             made[stage.name] = min(steps)
@@ -42,6 +46,19 @@ def _check_method(method: sections.Method) -> None:
                 f"train_points {method.train_points} must divide teacher_steps {method.teacher_steps} "
                 f"and be at least student_steps {method.student_steps}"
             )
+        if method.train_points % method.student_steps:
+            raise RecipeError(
+                f"train_points {method.train_points} is no multiple of student_steps {method.student_steps}: "
+                "the student would never be trained where it is sampled"
+            )
+    if isinstance(method, sections.FlashMethod):
+        for place, phase in enumerate(method.phases):
+            if phase.distill == phase.adversarial == phase.distribution == 0:
+                raise RecipeError(
+                    f"phases.{place} has no term: give distill, adversarial or distribution a weight"
+                )
+    if isinstance(method, sections.DmdMethod) and method.distribution == 0 and method.discriminator is None:
+        raise RecipeError("distribution is 0 and there is no discriminator: give it a weight")
 
 
 def _check_anchor(stage: sections.StageSection) -> None:
@@ -52,7 +69,7 @@ def _check_anchor(stage: sections.StageSection) -> None:
             # A discriminator that sees where the jump began holds the student to the teacher's flow.
             anchored |= method.distance is not None or (pair is not None and pair.conditional)
         elif isinstance(method, sections.FlashMethod):
-            anchored |= any(phase.distill > 0 or phase.distribution > 0 for phase in method.phases)
+            anchored |= all(phase.distill > 0 or phase.distribution > 0 for phase in method.phases)
         elif isinstance(method, sections.DmdMethod):
             anchored |= method.distribution > 0
         else:
@@ -64,23 +81,38 @@ def _check_anchor(stage: sections.StageSection) -> None:
         )
 
 
-def _check_teacher(recipe: sections.DistillationRecipe, place: int, made: dict[str, int]) -> None:
-    stage = recipe.stages[place]
-    name = stage.teacher
-    if name == "previous":
-        name = recipe.stages[place - 1].name if place else "base"
-    if name not in made:
-        return
+def _teacher_name(recipe: sections.DistillationRecipe, place: int) -> str:
+    name = recipe.stages[place].teacher
+    if name != "previous":
+        return name
+    return recipe.stages[place - 1].name if place else "base"
+
+
+def _guidance(method: sections.Method) -> tuple[str, tuple[float, float]]:
+    """The key under which a method has its guidance, and the scales: (1, 1) for none."""
+    if isinstance(method, sections.LcmMethod):
+        return "guidance", method.guidance
+    if isinstance(method, sections.FlashMethod):
+        ranges = [phase.guidance for phase in method.phases]
+        return "phases.guidance", next((r for r in ranges if r != (1.0, 1.0)), (1.0, 1.0))
+    return "guidance_scale", (method.guidance_scale, method.guidance_scale)
+
+
+def _check_teacher(
+    stage: sections.StageSection, teacher: str, made: dict[str, int], guided: set[str]
+) -> None:
     for method in stage.methods:
-        if not isinstance(method, sections.ProgressiveMethod | sections.LightningMethod):
-            continue
-        if method.teacher_steps != made[name]:
+        if isinstance(method, sections.ProgressiveMethod | sections.LightningMethod):
+            steps = made.get(teacher, method.teacher_steps)
+            if method.teacher_steps != steps:
+                raise RecipeError(
+                    f"stage {stage.name}: teacher_steps is {method.teacher_steps}, but stage {teacher} made "
+                    f"a student of {steps} steps; use {steps}, or another teacher"
+                )
+        key, scales = _guidance(method)
+        if teacher in guided and scales != (1.0, 1.0):
+            given = scales[0] if key == "guidance_scale" else list(scales)
             raise RecipeError(
-                f"stage {stage.name}: teacher_steps is {method.teacher_steps}, but stage {name} made a "
-                f"student of {made[name]} steps; use {made[name]}, or another teacher"
-            )
-        if method.guidance_scale != 1.0:
-            raise RecipeError(
-                f"stage {stage.name}: guidance_scale is {method.guidance_scale}, but stage {name} has "
-                "guidance in its weights already; use 1"
+                f"stage {stage.name}: {key} is {given}, but stage {teacher} has guidance in its weights "
+                "already; use 1"
             )

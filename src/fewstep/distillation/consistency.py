@@ -81,12 +81,12 @@ class Lcm:
 
     def contract(self, base: SamplingContract) -> SamplingContract:
         """LCM's sampler on its own grid, any count from 1 to 8; guidance embedded, or off."""
-        embedded = self.section.embed_guidance
+        embedded, flow = self.section.embed_guidance, base.schedule.name == "rectified_flow"
         low, high = self.section.guidance
         changes: dict[str, Any] = {
             "solver": "lcm",
             "boundary_scaling": self.section.boundary_scaling,
-            "spacing": "lcm" if self.section.num_steps == 50 else "trailing",
+            "spacing": "lcm" if self.section.num_steps == 50 and not flow else "trailing",
             "allowed_steps": tuple(range(1, 9)),
             "guidance": "embedded" if embedded else "off",
             "guidance_scale": (low + high) / 2 if embedded else 1.0,

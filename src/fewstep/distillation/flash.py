@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.contract import SamplingContract
 from fewstep.diffusion.noise_levels import phased_mixture_pmf, sample_t
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import FlowSchedule, Schedule
 from fewstep.diffusion.solvers import get_solver
 from fewstep.diffusion.timesteps import make_grid
 from fewstep.distillation import losses, targets
@@ -35,6 +35,7 @@ from fewstep.distillation.method import Context, Terms, normal
 from fewstep.distillation.progressive import few_steps
 from fewstep.distillation.roles import ask, model_time
 from fewstep.distillation.sections import FlashMethod, FlashPhase
+from fewstep.errors import RecipeError
 from fewstep.training.objectives.denoising import denoising
 from fewstep.training.sections import Schedule as Rate
 from fewstep.training.task import Role
@@ -71,12 +72,15 @@ class Flash:
         self.section = section
         self.schedule = schedule
         self.solver = get_solver(section.solver)
+        if self.solver.flow_only and not isinstance(schedule, FlowSchedule):
+            raise RecipeError(f"solver {section.solver} is for flows only: use dpmpp_2m or ddim")
         self.grid = make_grid(schedule, "trailing", section.teacher_steps)
         self.perceive = perceive
         rate = rate or Rate()
         roles: dict[str, Role] = {}
         if section.discriminator is not None:
             assert head is not None
+            targets.check_times("discriminator.timesteps", section.discriminator.timesteps, schedule)
             optimiser = section.discriminator.optimiser
             roles[DISCRIMINATOR] = Role(module=head, weights=head, optimiser=optimiser, schedule=rate)
         if section.critic is not None:

@@ -70,6 +70,10 @@ class Lightning:
         self.roles: Mapping[str, Role] = {}
         if section.discriminator is not None:
             assert discriminator is not None
+            if section.discriminator.renoise is not None:
+                targets.check_times(
+                    "discriminator.renoise.timesteps", section.discriminator.renoise.timesteps, schedule
+                )
             self.roles = {
                 ROLE: Role(
                     module=discriminator,

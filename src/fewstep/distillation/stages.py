@@ -10,9 +10,9 @@ from fewstep.errors import RecipeError
 def check_nested(teacher_steps: int, student_steps: int) -> int:
     """How many of the teacher's steps one of the student's takes the place of.
 
-    Trailing grids are nested where one count divides the other: the times are ``round(T - i T / N) - 1``, so
-    every
-    time of the smaller grid is one of the larger.
+    Trailing grids are nested where one count divides the other: the times are ``round(T - i T / N) - 1``.
+    Rounding may set a time of the larger grid one table position apart where a half is rounded, as 312.5 with
+    48 and 16 steps; powers of 2 are nested exactly.
 
     Raises:
         RecipeError: the student has more steps than its teacher, or the grids do not nest.
@@ -20,7 +20,7 @@ def check_nested(teacher_steps: int, student_steps: int) -> int:
     if student_steps > teacher_steps:
         raise RecipeError(
             f"student_steps {student_steps} is more than teacher_steps {teacher_steps}: "
-            "a student takes fewer steps"
+            f"a student takes no more steps than its teacher; use {teacher_steps} or fewer"
         )
     if teacher_steps % student_steps:
         near = max(n for n in range(1, student_steps + 1) if teacher_steps % n == 0)

@@ -7,7 +7,7 @@ one batch holds many places of a trajectory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,24 @@ from torch import Tensor
 
 from fewstep.diffusion.arrays import FloatArray, combine
 from fewstep.diffusion.prediction import Denoiser, Prediction
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import DiscreteSchedule, Schedule
 from fewstep.diffusion.solvers import Solver
 from fewstep.diffusion.solvers.lcm import boundary as coefficients
+from fewstep.errors import RecipeError
+
+
+def check_times(key: str, times: Sequence[float], schedule: Schedule) -> None:
+    """Check times that a recipe names.
+
+    Raises:
+        RecipeError: one is not of this schedule: a flow takes 750 as well, and makes -749 times the data of
+            it.
+    """
+    least = 0.0 if isinstance(schedule, DiscreteSchedule) else np.nextafter(0.0, 1.0)
+    if not times or min(times) < least or max(times) > schedule.terminal:
+        raise RecipeError(
+            f"{key} is {list(times)}: give times from 0 to {schedule.terminal:g}, as this teacher counts them"
+        )
 
 
 def noised(schedule: Schedule, x0: Tensor, eps: Tensor, t: FloatArray) -> Tensor:
