@@ -75,7 +75,7 @@ class Dmd:
         if self.schedule.num_train_timesteps and terminal > 1.0:
             low, high = np.ceil(low), np.floor(high)
         drawn: dict[str, Any] = {f"noise{k}": normal(shape, rng) for k in range(len(self.times))}
-        return drawn | {
+        drawn |= {
             "matched": sample_t("uniform", rng, 1, self.schedule, low=low, high=high),
             "matching": normal(shape, rng),
             "lesson": sample_t("uniform", rng, 1, self.schedule),
@@ -83,6 +83,9 @@ class Dmd:
             "judged": sample_t("uniform", rng, 1, self.schedule),
             "judging": normal(shape, rng),
         }
+        if section.discriminator is not None and section.discriminator.r1:
+            drawn["disturbance"] = normal(shape, rng)
+        return drawn
 
     def critics(self, step: int) -> Sequence[str]:
         """The fake score, in every batch."""
@@ -120,6 +123,10 @@ class Dmd:
             fake, real = self._logits(context, sample), self._logits(context, context.x0)
             adversarial = losses.discriminator_loss(section.loss, real, fake)
             terms |= {"adversarial": adversarial.detach(), "accuracy": losses.accuracy(real, fake).detach()}
+            if section.r1:
+                near = context.x0 + section.r1_std * context.drawn["disturbance"]
+                penalty = losses.approximate_r1(real, self._logits(context, near))
+                adversarial = adversarial + section.r1 * penalty
             loss = loss + section.critic_weight * adversarial
         return loss, terms
 
