@@ -17,6 +17,7 @@ from fewstep.diffusion.guidance import classifier_free
 from fewstep.diffusion.prediction import Denoiser, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.toys import GaussianMixture
+from fewstep.errors import UsageError
 from fewstep.models.conditions import Conditions, joined
 
 Guidance = float | FloatArray
@@ -103,6 +104,8 @@ class NetworkTeacher:
     ) -> Denoiser:
         """See `Teacher`; both halves of guidance are one call of twice the batch."""
         unguided = isinstance(scale, float) and scale == 1.0
+        if not unguided and null is None:
+            raise UsageError("guidance needs an empty caption or class, the data have none: use a scale of 1")
         both = None if unguided or null is None else joined(conditions.unconditional(null), conditions)
 
         def denoise(x_t: Tensor, t: FloatArray | float) -> Prediction:
