@@ -48,7 +48,8 @@ class Dmd:
     Args:
         section: of the recipe.
         schedule: of all times.
-        fake_score: a copy of the teacher with a scoring head.
+        fake_score: a copy of what the student starts from, so that its output means the same, with a scoring
+            head.
         rate: its learning rate over images seen.
     """
 
@@ -115,7 +116,7 @@ class Dmd:
             context.drawn["teaching"],
             context.drawn["lesson"],
             schedule=self.schedule,
-            prediction_type=context.teacher.prediction_type,
+            prediction_type=context.student_type,
         )
         terms: Terms = {"denoising": loss.detach()}
         section = self.section.discriminator
@@ -158,7 +159,7 @@ class Dmd:
         return np.full(len(like), self.times[k])
 
     def _direction(self, context: Context, sample: Tensor) -> Tensor:
-        t, kind = context.drawn["matched"], context.teacher.prediction_type
+        t, kind = context.drawn["matched"], context.student_type
         with torch.no_grad():
             x_t = self.schedule.forward(sample, context.drawn["matching"], t)
             guided = context.teacher.denoiser(context.conditions, context.null, self.section.guidance_scale)

@@ -91,7 +91,7 @@ class NetworkTeacher:
 
     def raw(self, x_t: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
         """The network's own output, as teacher."""
-        with self.as_base():
+        with self.as_base(), evaluated(self.module):
             output: Tensor = self.module(x_t, time, conditions)
             return output
 
@@ -157,6 +157,19 @@ class ExactTeacher:
             schedule=self.schedule,
             prediction_type=self.prediction_type,
         )
+
+
+@contextlib.contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside: a network that teaches its own student is in training mode for the student."""
+    training = [part for part in module.modules() if part.training] if module.training else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 @contextlib.contextmanager

@@ -78,6 +78,9 @@ class StageTask:
                 unique = name if name not in roles else f"{name}-{place}"
                 roles[unique] = role
                 self._owner[unique] = (place, name)
+        for role in roles.values():
+            if role.optimiser is not None:  # networks that were loaded or merged come frozen
+                role.weights.requires_grad_(True)
         self.roles: Mapping[str, Role] = roles
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> Sample:
