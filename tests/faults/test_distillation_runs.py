@@ -1,0 +1,472 @@
+"""Distillations that are interrupted, poisoned or cut: faults T07, T12, T13, T15, T23 (and checks 10, 22)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "distillation"))
+import tiny_runs
+import tiny_stages as tiny
+
+from fewstep.checkpoint import safetensors
+from fewstep.distillation import build, dmd, losses, run
+from fewstep.distillation.flash import Flash
+from fewstep.distillation.sections import DistillationRecipe
+from fewstep.errors import RecipeError, RunError
+from fewstep.training import checkpointing, trainer
+from fewstep.training.loop import Loop
+from fewstep.training.state import weights_digest
+
+LIGHTNING = {
+    "methods": [
+        {
+            "method": "lightning",
+            "teacher_steps": 4,
+            "student_steps": 2,
+            "discriminator": {"channels": 4, "r1": 0.1, "renoise": {"later_weights": [5.0, 1.0, 1.0, 1.0],
+                                                                    "later_from_step": 7}},
+        }
+    ],
+    "student_every": 2,
+    "critic_warmup_steps": 3,
+}  # fmt: skip
+PHASES = [
+    {"steps": 3, "mode_weights": [0.0, 0.0, 0.5, 0.5], "guidance": [1.0, 3.0]},
+    {"steps": 3, "mode_weights": [0.25] * 4, "guidance": [1.0, 3.0], "distribution": 0.3, "adversarial": 0.1},
+    {"steps": 3, "mode_weights": [0.4, 0.2, 0.2, 0.2], "guidance": [1.0, 3.0], "adversarial": 0.2},
+]
+FLASH = {
+    "methods": [
+        {
+            "method": "flash",
+            "teacher_steps": 4,
+            "solver": "ddim",
+            "phases": PHASES,
+            "discriminator": {"channels": 4},
+            "critic": {"learning_rate": 1e-3},
+        }
+    ]
+}
+DMD = {
+    "methods": [{"method": "dmd2", "timesteps": [999.0, 499.0], "discriminator": {"channels": 4}}],
+    "student_every": 3,
+    "critic_warmup_steps": 2,
+}
+PROGRESSIVE = {"methods": [{"method": "progressive", "teacher_steps": 4, "student_steps": 2}]}
+LCM = {"methods": [{"method": "lcm", "num_steps": 8, "guidance": [1.0, 3.0]}]}
+CONVERSION = {"methods": [{"method": "conversion", "guidance_scale": 2.0, "unconditional": 0.3}]}
+STAGES: dict[str, dict[str, Any]] = {
+    "progressive": PROGRESSIVE,
+    "lightning": LIGHTNING,
+    "conversion": CONVERSION,
+    "lcm": LCM,
+    "flash": FLASH,
+    "dmd2": DMD,
+}
+CRITICS = {"lightning": {"discriminator"}, "flash": {"discriminator", "fake_score"}, "dmd2": {"fake_score"}}
+
+
+def toy(kind: str, accumulation: int = 2, **runtime: Any) -> DistillationRecipe:
+    """A pretraining of three steps in place of the exact teacher, then twelve steps of a method."""
+    pretrain = {
+        "name": "pretrain",
+        "student": {"start": "random"},
+        "methods": [{"method": "conversion"}],
+        "stop": {"images": 12},
+    }
+    return tiny.recipe(
+        pretrain,
+        STAGES[kind] | {"name": "few", "teacher": "previous", "ema": {"half_life_images": 20.0}},
+        teacher={
+            "mixture": {
+                "kind": "two_modes",
+                "width": 8,
+                "depth": 2,
+                "schedule": {"rescale_zero_terminal_snr": True},
+            }
+        },
+        runtime=tiny.RECIPE["runtime"] | {"accumulation": accumulation} | runtime,
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_tensorboard() -> Iterator[None]:
+    """It takes a second to import, and says nothing here."""
+
+    class Silent:
+        def __init__(self, folder: Path) -> None: ...
+        def scalars(self, *_: Any) -> None: ...
+        def image(self, *_: Any) -> None: ...
+        def close(self) -> None: ...
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "TensorBoard", Silent)
+        yield
+
+
+def distill(recipe: DistillationRecipe, folder: Path, **arguments: Any) -> run.DistillationResult:
+    return run.distill(recipe, run_folder=folder, show_progress=False, **arguments)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Uninterrupted runs to compare with, made when they are asked for."""
+    made: dict[str, Path] = {}
+
+    def of(kind: str) -> Path:
+        if kind not in made:
+            torch.set_num_threads(1)
+            made[kind] = tmp_path_factory.mktemp(kind)
+            assert distill(toy(kind), made[kind]).finished
+        return made[kind]
+
+    return of
+
+
+def interrupted(images: int, stage: str = "few") -> Any:
+    """A progress callback that asks to stop when a stage has seen so many images: one step later it does."""
+    length = {"few": 48, "pretrain": 12}[stage]
+
+    def on_progress(progress: Any) -> None:
+        if progress.stop_images == length and progress.images_seen == images:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return on_progress
+
+
+# T07 and check 22: stopping and going on
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        ("lightning", 2),
+        ("lightning", 6),
+        ("lightning", 11),
+        ("flash", 3),
+        ("flash", 5),
+        ("dmd2", 6),
+        ("progressive", 5),
+        ("lcm", 5),
+        ("conversion", 5),
+    ],
+)
+def test_t07_check_22_a_resumed_distillation_is_bit_equal(
+    whole: Any, tmp_path: Path, kind: str, step: int
+) -> None:
+    """Weights, averages, both optimisers and what was logged: in the warm-up, between turns, at the end."""
+    first = distill(toy(kind), tmp_path, on_progress=interrupted(4 * (step - 1)))
+    assert (first.finished, first.stopped) == (False, "SIGTERM")
+    assert first.stages[-1].steps == step
+    again = distill(toy(kind), tmp_path, resume=True)
+    assert again.finished and len(again.stages) == 1 and again.stages[0].steps == 12
+    here, there = tmp_path / "01-few", whole(kind) / "01-few"
+    hashes = tiny_runs.hashes(here)
+    assert hashes == tiny_runs.hashes(there)
+    trained = {"student", *CRITICS.get(kind, set())}
+    files = {f"{role}{part}.safetensors" for role in trained for part in ("", ".optimiser")}
+    assert set(hashes) == files | {"student.ema.safetensors"}
+    assert tiny_runs.losses(here) == tiny_runs.losses(there)
+
+
+def test_t07_the_runs_that_are_compared_do_learn(whole: Any) -> None:
+    for kind in ("lightning", "dmd2"):
+        lines = tiny_runs.losses(whole(kind) / "01-few")
+        trained = [sum(f"loss/{role}" in line for line in lines) for role in ("student", *CRITICS[kind])]
+        assert trained == {"lightning": [4, 12], "dmd2": [3, 12]}[kind]
+    kept = safetensors.load_torch(checkpointing.weights(whole("lightning") / "01-few", "student"))
+    start = safetensors.load_torch(checkpointing.weights(whole("lightning") / "00-pretrain", "student"))
+    assert kept.keys() == start.keys() and not all(torch.equal(kept[key], start[key]) for key in kept)
+
+
+def test_t07_check_22_stopping_in_one_stage_goes_on_with_the_next(whole: Any, tmp_path: Path) -> None:
+    first = distill(toy("lightning"), tmp_path, on_progress=interrupted(4, "pretrain"))
+    assert (first.finished, first.stopped) == (False, "SIGTERM")
+    assert not (tmp_path / "01-few").exists()
+    again = distill(toy("lightning"), tmp_path, resume=True)
+    assert again.finished and [result.steps for result in again.stages] == [3, 12]
+    assert tiny_runs.hashes(tmp_path / "01-few") == tiny_runs.hashes(whole("lightning") / "01-few")
+
+
+@pytest.mark.parametrize(("kind", "images"), [("lightning", 28), ("flash", 20)])
+def test_t07_check_22_a_killed_distillation_goes_on_bit_equal(
+    whole: Any, tmp_path: Path, kind: str, images: int
+) -> None:
+    recipe = toy(kind, checkpoint_images=8)
+
+    def die(progress: Any) -> None:
+        if progress.stop_images == 48 and progress.images_seen == images:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = tiny_runs.fork(lambda: distill(recipe, tmp_path, on_progress=die))
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    newest = checkpointing.found(tmp_path / "01-few" / "checkpoints")[-1]
+    assert int(newest.name) == images // 8 * 8
+    distill(recipe, tmp_path, resume=True)
+    assert tiny_runs.hashes(tmp_path / "01-few") == tiny_runs.hashes(whole(kind) / "01-few")
+    assert tiny_runs.losses(tmp_path / "01-few") == tiny_runs.losses(whole(kind) / "01-few")
+
+
+def test_check_10_a_resumed_curriculum_goes_on_in_its_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phase, start and scale of every batch are those of a run in one go: they follow from images seen."""
+    seen: list[tuple[int, int, int, float]] = []
+    real = Flash._way
+
+    def way(self: Flash, context: Any) -> Any:
+        fresh = "way" not in context.shared
+        found = real(self, context)
+        if fresh:
+            phase = self.section.phases.index(self.phase(context.step))
+            seen.append((context.step, phase, found["start"], float(found["teacher"].sum())))
+        return found
+
+    monkeypatch.setattr(Flash, "_way", way)
+    distill(toy("flash", accumulation=1), tmp_path / "whole")
+    once = list(seen)
+    assert [entry[:2] for entry in once] == list(enumerate([0] * 3 + [1] * 3 + [2] * 6))
+    assert len({entry[2] for entry in once}) > 1
+    seen.clear()
+    # Four steps: inside of the second phase.
+    distill(toy("flash", accumulation=1), tmp_path / "cut", on_progress=interrupted(12))
+    assert len(seen) == 4
+    distill(toy("flash", accumulation=1), tmp_path / "cut", resume=True)
+    assert seen == once
+
+
+def test_a_folder_with_a_distillation_is_not_overwritten(whole: Any) -> None:
+    before = tiny_runs.hashes(whole("lcm") / "01-few")
+    with pytest.raises(RunError, match="--resume"):
+        distill(toy("lcm"), whole("lcm"))
+    assert tiny_runs.hashes(whole("lcm") / "01-few") == before
+    again = distill(toy("lcm"), whole("lcm"), resume=True)
+    assert again.finished and again.stages == ()
+
+
+def test_t09_a_changed_stage_needs_override(tmp_path: Path) -> None:
+    distill(toy("progressive"), tmp_path, on_progress=interrupted(8))
+    recipe = toy("progressive")
+    stages = [
+        *recipe.stages[:1],
+        recipe.stages[1].model_copy(
+            update={"optimiser": recipe.stages[1].optimiser.model_copy(update={"learning_rate": 0.5})}
+        ),
+    ]
+    changed = recipe.model_copy(update={"stages": tuple(stages)})
+    with pytest.raises(RunError, match=r"stage\.optimiser\.learning_rate: 0\.01 -> 0\.5"):
+        distill(changed, tmp_path, resume=True)
+    assert distill(changed, tmp_path, resume=True, override=True).finished
+
+
+# T12 and T13: numbers that are not finite
+
+
+def network_run(kind: str, mode: str = "full", dataset: Any = None, **changes: Any) -> tiny.Run:
+    student = {"mode": mode, "lora": {"rank": 2, "targets": ["all-linear-conv"]}}
+    recipe = tiny.recipe(STAGES[kind] | {"student": student} | changes)
+    return tiny.Run(build.build_stage(recipe, 0, tiny.base(), []), recipe, dataset)
+
+
+def digests(stage: tiny.Run) -> dict[str, str]:
+    """Of weights and moments of every role."""
+    found = {}
+    for name, state in stage.state.roles.items():
+        entries = [] if state.optimiser is None else state.optimiser.state.values()
+        moments = [float(t.double().sum()) for entry in entries for t in entry.values()]
+        average = [] if state.ema is None else [float(t.sum()) for t in state.ema.state_dict().values()]
+        found[name] = weights_digest(state.role.module) + repr((moments, average))
+    return found
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_t12_a_poisoned_batch_moves_only_roles_whose_loss_stayed_finite(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Methods that start from pure noise do not even look at the sample in some batches: those go on."""
+    stage = network_run(kind, dataset=tiny.Points(poisoned=range(0, 16, 3)))
+    finite: list[dict[str, bool]] = []
+    real = Loop._update
+
+    def update(self: Loop, active: Any, sums: Any, fed: Any) -> None:
+        finite.append({role.name: math.isfinite(float(sums[role.name])) for role in active})
+        real(self, active, sums, fed)
+
+    monkeypatch.setattr(Loop, "_update", update)
+    before = digests(stage)
+    for _ in range(9):
+        stage.step()
+        after = digests(stage)
+        changed = {name for name in after if after[name] != before[name]}
+        assert changed == {name for name, good in finite[-1].items() if good}
+        before = after
+    skipped = {name: sum(step.get(name) is False for step in finite) for name in stage.state.roles}
+    assert {name: state.guard.skipped for name, state in stage.state.roles.items()} == skipped
+    assert sum(skipped.values()) > 0
+    for state in stage.state.roles.values():
+        assert all(bool(p.isfinite().all()) for p in state.role.module.parameters())
+
+
+def test_t12_too_many_in_a_row_stop_the_distillation_with_diagnostics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = losses.discriminator_loss
+    monkeypatch.setattr(losses, "discriminator_loss", lambda *a: real(*a) * math.nan)
+    with pytest.raises(RunError, match=r"discriminator: .* not finite in 3 steps in a row"):
+        distill(toy("lightning", max_nonfinite=3), tmp_path)
+    record = json.loads((tmp_path / "01-few" / "diagnostics" / "0000000008.json").read_text())
+    assert record["role"] == "discriminator" and record["images_seen"] == 8
+    assert not (tmp_path / "01-few" / run.DONE).exists()
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("kind", CRITICS)
+def test_t13_nan_in_a_critic_leaves_the_student_training(
+    kind: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = network_run(kind, mode, student_every=1, critic_warmup_steps=0)
+    real = losses.discriminator_loss
+    monkeypatch.setattr(losses, "discriminator_loss", lambda *a: real(*a) * math.nan)
+    before = digests(stage)
+    stage.step(9)
+    after = digests(stage)
+    poisoned = "fake_score" if kind == "dmd2" else "discriminator"
+    assert after[poisoned] == before[poisoned]
+    assert stage.state.roles[poisoned].guard.skipped > 0
+    others = {name for name in after if name not in (poisoned, "teacher")}
+    assert all(after[name] != before[name] for name in others) and "student" in others
+    assert all(stage.state.roles[name].guard.skipped == 0 for name in others)
+
+
+@pytest.mark.parametrize("kind", CRITICS)
+def test_t13_nan_in_the_student_leaves_its_critics_training(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = network_run(kind, student_every=1, critic_warmup_steps=0)
+    real = losses.generator_loss
+    monkeypatch.setattr(losses, "generator_loss", lambda *a: real(*a) * math.nan)
+    stage.step(3)  # the first phase of Flash has no discriminator yet
+    before = digests(stage)
+    stage.step(2)
+    after = digests(stage)
+    assert after["student"] == before["student"]
+    assert stage.state.roles["student"].guard.in_a_row >= 2
+    assert all(after[name] != before[name] for name in CRITICS[kind])
+
+
+def test_t13_nan_in_the_fake_score_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = network_run("dmd2", student_every=1, critic_warmup_steps=0)
+    real = dmd.denoising
+    monkeypatch.setattr(dmd, "denoising", lambda *a, **b: real(*a, **b) * math.nan)
+    before = digests(stage)
+    stage.step(2)
+    after = digests(stage)
+    assert after["fake_score"] == before["fake_score"] and after["student"] != before["student"]
+    assert {n: s.guard.skipped for n, s in stage.state.roles.items()} == {
+        "student": 0,
+        "teacher": 0,
+        "fake_score": 2,
+    }
+
+
+# T15: what must not move
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("kind", STAGES)
+def test_t15_the_teacher_keeps_every_bit_and_gets_no_gradient(
+    kind: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = network_run(kind, mode, student_every=1, critic_warmup_steps=0)
+    teacher: Any = stage.task.teacher
+    assert ("teacher" in stage.state.roles) == (mode == "full")
+    frozen = {k: p for k, p in teacher.module.named_parameters() if "lora_" not in k}
+    kept = {k: p.detach().clone() for k, p in frozen.items()}
+    real, gradients = Loop._update, []
+
+    def update(self: Loop, *arguments: Any) -> None:
+        gradients.extend(p.grad for p in frozen.values())
+        real(self, *arguments)
+
+    monkeypatch.setattr(Loop, "_update", update)
+    student = weights_digest(stage.state.roles["student"].role.weights)
+    stage.step(7)  # into the third phase of Flash
+    assert gradients and all(gradient is None for gradient in gradients)
+    assert all(torch.equal(p, kept[k]) for k, p in frozen.items())
+    assert weights_digest(stage.state.roles["student"].role.weights) != student
+
+
+def test_t15_an_exact_teacher_has_nothing_to_move(whole: Any) -> None:
+    base = build.open_base(toy("lcm"))
+    assert base.network is None and base.mixture is not None
+    assert set(tiny_runs.hashes(whole("lcm") / "00-pretrain")) == {
+        f"student{part}.safetensors" for part in ("", ".ema", ".optimiser")
+    }
+
+
+# T23: accumulation through a whole run
+
+
+@pytest.mark.parametrize("kind", ["lightning", "dmd2"])
+def test_t23_check_23_accumulation_equals_the_large_batch(whole: Any, tmp_path: Path, kind: str) -> None:
+    """Within float32's rounding, which Adam enlarges where gradients are tiny."""
+    distill(toy(kind, accumulation=1), tmp_path)
+    for role in ("student", *CRITICS[kind]):
+        cut, at_once = (
+            checkpointing.open_checkpoint(checkpointing.found(folder / "01-few" / "checkpoints")[-1]).tensors(
+                role
+            )
+            for folder in (whole(kind), tmp_path)
+        )
+        for name, value in at_once.items():
+            torch.testing.assert_close(cut[name], value, atol=2e-3, rtol=2e-3, msg=f"{role} {name}")
+
+
+# Merging an adapter
+
+
+@pytest.mark.parametrize("teacher", ["base", "pretrain"])
+def test_an_adapter_is_merged_and_all_of_it_trained_on(tmp_path: Path, teacher: str) -> None:
+    lora = PROGRESSIVE | {
+        "name": "adapted",
+        "teacher": teacher,
+        "student": {"mode": "lora", "lora": {"rank": 2, "targets": ["all-linear-conv"]}},
+        "stop": {"images": 16},
+    }
+    merged = PROGRESSIVE | {
+        "name": "merged",
+        "teacher": teacher,
+        "student": {"mode": "merge"},
+        "stop": {"images": 8},
+    }
+    recipe = toy("progressive")
+    values = json.loads(recipe.model_dump_json())["stages"]
+    made = tiny.recipe(values[0], lora, merged, teacher=json.loads(recipe.teacher.model_dump_json()))
+    assert distill(made, tmp_path).finished
+    adapted, _ = run.student(made, tmp_path, stage="adapted")
+    network, _ = run.student(made, tmp_path)
+    before, after = dict(adapted.named_parameters()), dict(network.named_parameters())
+    assert before.keys() == after.keys()
+    # Biases have no adapter; that they move shows that everything is trained now.
+    assert not any(torch.equal(before[name], after[name]) for name in after if name.endswith("bias"))
+    adapter = safetensors.load_torch(checkpointing.weights(tmp_path / "01-adapted", "student"))
+    assert all("lora_" in key for key in adapter)
+
+
+def test_a_merge_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    stage = PROGRESSIVE | {"student": {"mode": "merge"}, "name": "few"}
+    recipe = toy("progressive")
+    values = json.loads(recipe.model_dump_json())
+    with pytest.raises(RecipeError, match=r"stage few: student\.mode merge needs a lora stage"):
+        distill(tiny.recipe(values["stages"][0], stage, teacher=values["teacher"]), tmp_path)
