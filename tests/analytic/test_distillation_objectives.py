@@ -1,10 +1,13 @@
 """Distillation losses against closed forms, with Gaussian mixtures as exact teachers.
 
-Names are those of the list of checks in the methods reference. Left out here: what belongs to methods that
-are not built yet (in check 6 phased consistency; in check 7 MeanFlow and shortcut; check 13, the tangents of
-sCM; in check 18 nothing; in check 19 misaligned pairs, which are LADD's; in check 20 the return of the
-accuracy to one half, a matter of long trainings), check 21 (adapters, in tests/unit/models and
-tests/unit/checkpoint) and check 24 (two processes). Checks 1 to 5 are in the other files of this folder.
+Tests are named after the list of checks in the methods reference. This file has 6 to 8, 11 and 12; check 9
+is in test_distillation_claims.py, 14 to 20 in test_distillation_discriminators.py, 10, 23, 25 and 26 in
+tests/unit/distillation, 22 (and parts of 10 and 23) in tests/faults.
+
+Left out: what belongs to methods that are not built yet (in check 6 phased consistency; in check 7 MeanFlow
+and shortcut models; check 13, the tangents of sCM; in check 19 misaligned pairs, which are LADD's); check 21
+(adapters), which is done in tests/unit/models and tests/unit/checkpoint; check 24 (two processes). Checks 1
+to 5 are in the other files of this folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes `tiny_stages` importable, and keeps torch at one thread during a test."""
+"""Makes `tiny_stages` and `tiny_runs` importable, and keeps torch at one thread during a test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "training")]
 
 
 @pytest.fixture(autouse=True)

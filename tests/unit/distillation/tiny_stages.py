@@ -227,7 +227,7 @@ def fit(
     """Train in a plain loop, student then critic in every batch; returns the student's losses."""
     ours = torch.optim.Adam(student.parameters(), lr=rate, betas=betas)
     theirs = (
-        None if critic is None else torch.optim.Adam(critic.parameters(), lr=critic_rate, betas=(0, 0.99))
+        None if critic is None else torch.optim.Adam(critic.parameters(), lr=critic_rate, betas=(0.0, 0.99))
     )
     found = []
     for step in range(steps):
