@@ -551,8 +551,10 @@ def test_check_12_guidance_can_be_converted_into_the_network() -> None:
         null=tiny.null_of(toy),
     )
     assert float(method.student_loss(told)[0].max()) < 1e-18
-    contract = method.contract(tiny.base(guidance_scale=3.0).contract)
+    guided = tiny.base(guidance_scale=3.0, guidance_interval=(0.3, 5.0), guidance_rescale=0.7).contract
+    contract = method.contract(guided)
     assert (contract.guidance, contract.guidance_scale) == ("off", 1.0)
+    assert (contract.guidance_rescale, contract.guidance_interval) == (0.0, None)
 
 
 def test_check_12_conversion_leaves_out_as_many_conditions_as_it_says() -> None:

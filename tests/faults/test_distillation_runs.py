@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "flash": FLASH,
     "dmd2": DMD,
 }
+ADAPTER = {"mode": "lora", "lora": {"rank": 2, "targets": ["all-linear-conv"]}}
+RUNS = STAGES | {"lightning_lora": LIGHTNING | {"student": ADAPTER}}
 CRITICS = {"lightning": {"discriminator"}, "flash": {"discriminator", "fake_score"}, "dmd2": {"fake_score"}}
 
 
@@ -86,7 +89,7 @@ def toy(kind: str, accumulation: int = 2, **runtime: Any) -> DistillationRecipe:
     }
     return tiny.recipe(
         pretrain,
-        STAGES[kind] | {"name": "few", "teacher": "previous", "ema": {"half_life_images": 20.0}},
+        RUNS[kind] | {"name": "few", "teacher": "previous", "ema": {"half_life_images": 20.0}},
         teacher={
             "mixture": {
                 "kind": "two_modes",
@@ -153,6 +156,7 @@ def interrupted(images: int, stage: str = "few") -> Any:
         ("lightning", 2),
         ("lightning", 6),
         ("lightning", 11),
+        ("lightning_lora", 6),
         ("flash", 3),
         ("flash", 5),
         ("dmd2", 6),
@@ -173,7 +177,7 @@ def test_t07_check_22_a_resumed_distillation_is_bit_equal(
     here, there = tmp_path / "01-few", whole(kind) / "01-few"
     hashes = tiny_runs.hashes(here)
     assert hashes == tiny_runs.hashes(there)
-    trained = {"student", *CRITICS.get(kind, set())}
+    trained = {"student", *CRITICS.get(kind.removesuffix("_lora"), set())}
     files = {f"{role}{part}.safetensors" for role in trained for part in ("", ".optimiser")}
     assert set(hashes) == files | {"student.ema.safetensors"}
     assert tiny_runs.losses(here) == tiny_runs.losses(there)
@@ -255,6 +259,20 @@ def test_a_folder_with_a_distillation_is_not_overwritten(whole: Any) -> None:
     assert again.finished and again.stages == ()
 
 
+def test_t07_a_stage_that_was_killed_after_its_last_checkpoint_is_finished(
+    whole: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(whole("lcm"), tmp_path / "run")
+    before = tiny_runs.hashes(tmp_path / "run" / "01-few")
+    (tmp_path / "run" / "01-few" / run.DONE).unlink()
+    with pytest.raises(RunError, match="not finished; go on with --resume"):
+        run.student(toy("lcm"), tmp_path / "run")
+    again = distill(toy("lcm"), tmp_path / "run", resume=True)
+    assert again.finished and [result.steps for result in again.stages] == [12]
+    assert tiny_runs.hashes(tmp_path / "run" / "01-few") == before
+    run.student(toy("lcm"), tmp_path / "run")
+
+
 def test_t09_a_changed_stage_needs_override(tmp_path: Path) -> None:
     distill(toy("progressive"), tmp_path, on_progress=interrupted(8))
     recipe = toy("progressive")
@@ -274,7 +292,7 @@ def test_t09_a_changed_stage_needs_override(tmp_path: Path) -> None:
 
 
 def network_run(kind: str, mode: str = "full", dataset: Any = None, **changes: Any) -> tiny.Run:
-    student = {"mode": mode, "lora": {"rank": 2, "targets": ["all-linear-conv"]}}
+    student = ADAPTER | {"mode": mode}
     recipe = tiny.recipe(STAGES[kind] | {"student": student} | changes)
     return tiny.Run(build.build_stage(recipe, 0, tiny.base(), []), recipe, dataset)
 
@@ -441,7 +459,7 @@ def test_an_adapter_is_merged_and_all_of_it_trained_on(tmp_path: Path, teacher: 
     lora = PROGRESSIVE | {
         "name": "adapted",
         "teacher": teacher,
-        "student": {"mode": "lora", "lora": {"rank": 2, "targets": ["all-linear-conv"]}},
+        "student": ADAPTER,
         "stop": {"images": 16},
     }
     merged = PROGRESSIVE | {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from fewstep.diffusion.noise_levels import phased_mixture_pmf
 from fewstep.distillation import sections
 from fewstep.distillation.stages import check_nested
-from fewstep.errors import RecipeError
+from fewstep.errors import RecipeError, UsageError
 
 
 def check_recipe(recipe: sections.DistillationRecipe) -> None:
@@ -57,8 +58,17 @@ def _check_method(method: sections.Method) -> None:
                 raise RecipeError(
                     f"phases.{place} has no term: give distill, adversarial or distribution a weight"
                 )
-    if isinstance(method, sections.DmdMethod) and method.distribution == 0 and method.discriminator is None:
-        raise RecipeError("distribution is 0 and there is no discriminator: give it a weight")
+            try:  # or it would be found when the phase begins, hours later
+                phased_mixture_pmf(method.teacher_steps, phase.mode_weights, method.variance)
+            except UsageError as error:
+                raise RecipeError(f"phases.{place}.mode_weights: {error}, not all 0") from None
+    if isinstance(method, sections.DmdMethod):
+        if method.distribution == 0 and method.discriminator is None:
+            raise RecipeError("distribution is 0 and there is no discriminator: give it a weight")
+        if method.least >= method.most:
+            raise RecipeError(
+                f"least is {method.least} and most is {method.most}: give a least that is less than most"
+            )
 
 
 def _check_anchor(stage: sections.StageSection) -> None:

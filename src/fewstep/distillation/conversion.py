@@ -75,6 +75,7 @@ class Conversion:
             guidance_scale=1.0,
             guidance_range=None,
             guidance_rescale=0.0,
+            guidance_interval=None,
             negative_prompt_effective=False,
         )
 

@@ -58,10 +58,10 @@ class Dmd:
     ) -> None:
         self.section, self.schedule = section, schedule
         self.times = np.asarray(section.timesteps, np.float64)
-        if not len(self.times) or np.any(np.diff(self.times) >= 0) or self.times[0] > schedule.terminal:
+        targets.check_times("timesteps", section.timesteps, schedule)
+        if np.any(np.diff(self.times) >= 0):
             raise RecipeError(
-                f"timesteps {list(section.timesteps)} are not falling from {schedule.terminal:g}: "
-                "give the noisiest first"
+                f"timesteps {list(section.timesteps)} are not falling: give the noisiest first, each once"
             )
         self.roles: Mapping[str, Role] = {
             FAKE_SCORE: Role(

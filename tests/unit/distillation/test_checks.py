@@ -85,6 +85,18 @@ BAD = {
         [stage({"method": "dmd2", "distribution": 0.0}, gan_only=True)],
         "stage only: distribution is 0.*discriminator",
     ),
+    "modes that cannot be drawn": (
+        [stage(FLASH | {"teacher_steps": 2, "phases": [PHASE, PHASE | {"mode_weights": [0.5, 0.3, 0.2]}]})],
+        r"stage only: phases\.1\.mode_weights.* for 2 steps",
+    ),
+    "modes of no weight": (
+        [stage(FLASH | {"phases": [PHASE, PHASE | {"mode_weights": [0.0, 0.0]}]})],
+        r"stage only: phases\.1\.mode_weights.*not all 0",
+    ),
+    "times of matching that are none": (
+        [stage({"method": "dmd2", "least": 0.9, "most": 0.1})],
+        "stage only: least is 0.9 and most is 0.1.*less than most",
+    ),
     "a teacher of another count": (
         [
             stage(PROGRESSIVE | {"teacher_steps": 16, "student_steps": 8}, name="first"),
@@ -206,7 +218,7 @@ FLOW = {"schedule": ScheduleSpec(name="rectified_flow"), "solver": "flow_euler"}
     [
         (JUDGED | {"discriminator": {"renoise": {}}}, r"renoise\.timesteps"),
         (FLASH | {"discriminator": {}, "solver": "ddim"}, r"discriminator\.timesteps"),
-        ({"method": "dmd2"}, "timesteps"),
+        ({"method": "dmd2"}, "timesteps is .* from 0 to"),
     ],
 )
 def test_table_positions_on_a_flow_are_refused(method: dict[str, Any], key: str) -> None:
