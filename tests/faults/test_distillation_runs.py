@@ -288,6 +288,44 @@ def test_t09_a_changed_stage_needs_override(tmp_path: Path) -> None:
     assert distill(changed, tmp_path, resume=True, override=True).finished
 
 
+def with_stop(recipe: DistillationRecipe, place: int, images: int) -> DistillationRecipe:
+    stages = list(recipe.stages)
+    stages[place] = stages[place].model_copy(
+        update={"stop": stages[place].stop.model_copy(update={"images": images})}
+    )
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def test_a_finished_last_stage_goes_on_to_a_later_stop(whole: Any, tmp_path: Path) -> None:
+    shutil.copytree(whole("lcm"), tmp_path / "run")
+    longer = with_stop(toy("lcm"), -1, 2 * toy("lcm").stages[-1].stop.images)
+    done = distill(longer, tmp_path / "run", resume=True)
+    assert done.finished and [result.images_seen for result in done.stages] == [longer.stages[-1].stop.images]
+
+
+def test_a_stage_that_others_started_from_cannot_change(whole: Any, tmp_path: Path) -> None:
+    shutil.copytree(whole("lcm"), tmp_path / "run")
+    longer = with_stop(toy("lcm"), 0, 2 * toy("lcm").stages[0].stop.images)
+    with pytest.raises(RunError, match="after 01-few had started from it"):
+        distill(longer, tmp_path / "run", resume=True)
+
+
+def test_the_average_of_a_student_with_rare_steps_has_the_half_life_of_the_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its decay counts the images of all batches since its last step."""
+    from fewstep.training import loop
+
+    counted: list[int] = []
+    real = loop.ema_decay
+    monkeypatch.setattr(
+        loop, "ema_decay", lambda images, *rest: counted.append(images) or real(images, *rest)
+    )
+    stage = network_run("lightning", student_every=4, critic_warmup_steps=0, ema={"half_life_images": 64.0})
+    stage.step(8)
+    assert counted == [4 * stage.recipe.data.batch_size] * 2
+
+
 # T12 and T13: numbers that are not finite
 
 

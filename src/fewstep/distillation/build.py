@@ -27,7 +27,7 @@ from fewstep.distillation.flash import Flash
 from fewstep.distillation.lightning import Lightning
 from fewstep.distillation.method import Method
 from fewstep.distillation.progressive import Progressive
-from fewstep.distillation.roles import ExactTeacher, NetworkTeacher, Teacher
+from fewstep.distillation.roles import ExactTeacher, NetworkTeacher, Teacher, evaluated
 from fewstep.distillation.task import STUDENT, StageTask, Weighted, conditions_of
 from fewstep.errors import RecipeError
 from fewstep.models import adapters, load
@@ -298,7 +298,10 @@ def build_stage(recipe: sections.DistillationRecipe, place: int, base: Base, fol
     if recipe.runtime.gradient_checkpointing and hasattr(unet, "enable_gradient_checkpointing"):
         unet.enable_gradient_checkpointing()
     builder = _Methods(section, base, fresh, teacher, alone=alone)
-    methods = [Weighted(method.weight, builder.build(method)) for method in section.methods]
+    try:
+        methods = [Weighted(method.weight, builder.build(method)) for method in section.methods]
+    except RecipeError as error:
+        raise RecipeError(f"stage {section.name}: {error}") from None
     task = StageTask(
         student=Role(
             module=network,
@@ -306,6 +309,7 @@ def build_stage(recipe: sections.DistillationRecipe, place: int, base: Base, fol
             optimiser=section.optimiser,
             schedule=section.schedule,
             ema=section.ema,
+            every=section.student_every,
         ),
         student_type=kind,
         teacher=teacher,
@@ -337,6 +341,12 @@ class _Methods:
         if isinstance(section, sections.ConversionMethod):
             return Conversion(section, schedule)
         if isinstance(section, sections.LcmMethod):
+            config = getattr(_inner(self.fresh), "config", {})
+            if section.embed_guidance and not dict(config).get("time_cond_proj_dim"):
+                raise RecipeError(
+                    "embed_guidance: the network has no place for a guidance scale (time_cond_proj_dim); "
+                    "use false"
+                )
             return Lcm(section, schedule)
         if isinstance(section, sections.LightningMethod):
             pair = None if section.discriminator is None else self._pair(section.discriminator)
@@ -379,8 +389,8 @@ class _Methods:
     def _teacher_network(self) -> nn.Module:
         if not isinstance(self.teacher, NetworkTeacher):
             raise RecipeError(
-                f"stage {self.section.name}: its teacher is a formula, and a discriminator needs a network's "
-                "features; let an earlier stage of method conversion teach"
+                "its teacher is a formula, and a discriminator needs a network's features; let an earlier "
+                "stage of method conversion teach"
             )
         return self.fresh if self.alone else self.teacher.module
 
@@ -392,7 +402,7 @@ class _Methods:
         features(self.fresh, place, self.base.sample["latents"], torch.zeros(1), self._conditions())
 
         def perceive(x: Tensor, time: Tensor, conditions: Conditions) -> list[Tensor]:
-            with teacher.as_base():
+            with teacher.as_base(), evaluated(teacher.module):
                 return [features(teacher.module, place, x, time, conditions)]
 
         return perceive

@@ -109,10 +109,10 @@ def distill(
         _keep_recipe(recipe, folder, override=override)
         base = build.open_base(recipe)
         for place, section in enumerate(recipe.stages):
-            if (folders[place] / DONE).is_file() and resume:
+            stage_recipe = _stage_recipe(recipe, section)
+            if resume and _is_done(folders[place], stage_recipe, folders[place + 1 :], override=override):
                 continue
             stage = build.build_stage(recipe, place, base, folders)
-            stage_recipe = _stage_recipe(recipe, section)
             for line in memory_estimate(stage, recipe.data.batch_size):
                 _log.info("%s: %s", section.name, line)
             result = run_task(
@@ -133,6 +133,29 @@ def distill(
             done = {"images_seen": result.images_seen, "contract": json.loads(stage.contract.to_json())}
             atomic.write_text(folders[place] / DONE, json.dumps(done, indent=1) + "\n")
     return DistillationResult(folder, tuple(results), True, results[-1].stopped if results else "images")
+
+
+def _is_done(folder: Path, recipe: StageRecipe, later: Sequence[Path], *, override: bool) -> bool:
+    """Whether a stage has reached the stop that its recipe names now.
+
+    Raises:
+        RunError: it would have to be trained on, or was trained by another recipe, and later stages started
+            from what it was.
+    """
+    done, before = folder / DONE, folder / "recipe.yaml"
+    if not done.is_file():
+        return False
+    old = parse_as(StageRecipe, before.read_text(encoding="utf-8"), source=str(before))
+    changes = check_resume(old, recipe, override=override)
+    seen = int(json.loads(done.read_text(encoding="utf-8"))["images_seen"])
+    finished = seen >= recipe.stop.images and not (override and changes)
+    begun = [other.name for other in later if checkpointing.found(other / "checkpoints")]
+    if not finished and begun:
+        raise RunError(
+            f"{folder}: changed after {begun[0]} had started from it; use the old recipe, "
+            "or another run folder"
+        )
+    return finished
 
 
 def check(recipe: DistillationRecipe) -> None:

@@ -211,7 +211,8 @@ class Loop:
                     scaler.step(role.optimiser)
                 if role.ema is not None and role.role.ema is not None:
                     section = role.role.ema
-                    role.ema.update(ema_decay(size, seen, section.half_life_images, section.ramp))
+                    images = size * role.role.every
+                    role.ema.update(ema_decay(images, seen, section.half_life_images, section.ramp))
                 self._add(f"loss/{role.name}", losses[role.name])
                 self._add(f"gradient_norm/{role.name}", norms[role.name])
             self._add(f"learning_rate/{role.name}", torch.tensor(rate))

@@ -33,6 +33,7 @@ class Role:
         optimiser: None for a frozen role (a teacher).
         schedule: learning rate over images seen.
         ema: None for no average.
+        every: batches per step; the average's half-life counts the images of all of them.
     """
 
     module: nn.Module
@@ -40,6 +41,7 @@ class Role:
     optimiser: Optimiser | None
     schedule: Schedule
     ema: Ema | None = None
+    every: int = 1
 
 
 class Task(Protocol):
