@@ -40,6 +40,12 @@ def command(
             help="A trained autoencoder (vae folder): encode the drawings and captions of data.yaml as well.",
         ),
     ] = None,
+    selection: Annotated[
+        Path | None,
+        typer.Option(
+            "--selection", metavar="FILE", help="Which drawings are encoded; default emoji-128's data.yaml."
+        ),
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option("--text", metavar="DIR", help="Own images: folder with text_encoder and tokenizer."),
@@ -90,7 +96,7 @@ def command(
             drawings,
             autoencoder=autoencoder,
             text_folder=beside / "text",
-            selection=preparation.load_selection(),
+            selection=preparation.load_selection(selection),
             on_progress=lambda _, done, total: report(done, total),
         )
     output.note(f"{len(cache)} compositions, {len(cache.captions)} captions, key {cache.key[:10]}")
