@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -18,65 +17,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "distillation"))
 import tiny_runs
 import tiny_stages as tiny
+from tiny_stages import ADAPTER, CRITICS, PROGRESSIVE, RUNS, STAGES, network_run
 
 from fewstep.checkpoint import safetensors
-from fewstep.distillation import build, dmd, losses, run
+from fewstep.distillation import build, run
 from fewstep.distillation.flash import Flash
 from fewstep.distillation.sections import DistillationRecipe
 from fewstep.errors import RecipeError, RunError
 from fewstep.training import checkpointing, trainer
 from fewstep.training.loop import Loop
 from fewstep.training.state import weights_digest
-
-LIGHTNING = {
-    "methods": [
-        {
-            "method": "lightning",
-            "teacher_steps": 4,
-            "student_steps": 2,
-            "discriminator": {"channels": 4, "r1": 0.1, "renoise": {"later_weights": [5.0, 1.0, 1.0, 1.0],
-                                                                    "later_from_step": 7}},
-        }
-    ],
-    "student_every": 2,
-    "critic_warmup_steps": 3,
-}  # fmt: skip
-PHASES = [
-    {"steps": 3, "mode_weights": [0.0, 0.0, 0.5, 0.5], "guidance": [1.0, 3.0]},
-    {"steps": 3, "mode_weights": [0.25] * 4, "guidance": [1.0, 3.0], "distribution": 0.3, "adversarial": 0.1},
-    {"steps": 3, "mode_weights": [0.4, 0.2, 0.2, 0.2], "guidance": [1.0, 3.0], "adversarial": 0.2},
-]
-FLASH = {
-    "methods": [
-        {
-            "method": "flash",
-            "teacher_steps": 4,
-            "solver": "ddim",
-            "phases": PHASES,
-            "discriminator": {"channels": 4},
-            "critic": {"learning_rate": 1e-3},
-        }
-    ]
-}
-DMD = {
-    "methods": [{"method": "dmd2", "timesteps": [999.0, 499.0], "discriminator": {"channels": 4}}],
-    "student_every": 3,
-    "critic_warmup_steps": 2,
-}
-PROGRESSIVE = {"methods": [{"method": "progressive", "teacher_steps": 4, "student_steps": 2}]}
-LCM = {"methods": [{"method": "lcm", "num_steps": 8, "guidance": [1.0, 3.0]}]}
-CONVERSION = {"methods": [{"method": "conversion", "guidance_scale": 2.0, "unconditional": 0.3}]}
-STAGES: dict[str, dict[str, Any]] = {
-    "progressive": PROGRESSIVE,
-    "lightning": LIGHTNING,
-    "conversion": CONVERSION,
-    "lcm": LCM,
-    "flash": FLASH,
-    "dmd2": DMD,
-}
-ADAPTER = {"mode": "lora", "lora": {"rank": 2, "targets": ["all-linear-conv"]}}
-RUNS = STAGES | {"lightning_lora": LIGHTNING | {"student": ADAPTER}}
-CRITICS = {"lightning": {"discriminator"}, "flash": {"discriminator", "fake_score"}, "dmd2": {"fake_score"}}
 
 
 def toy(kind: str, accumulation: int = 2, **runtime: Any) -> DistillationRecipe:
@@ -324,116 +274,6 @@ def test_the_average_of_a_student_with_rare_steps_has_the_half_life_of_the_recip
     stage = network_run("lightning", student_every=4, critic_warmup_steps=0, ema={"half_life_images": 64.0})
     stage.step(8)
     assert counted == [4 * stage.recipe.data.batch_size] * 2
-
-
-# T12 and T13: numbers that are not finite
-
-
-def network_run(kind: str, mode: str = "full", dataset: Any = None, **changes: Any) -> tiny.Run:
-    student = ADAPTER | {"mode": mode}
-    recipe = tiny.recipe(STAGES[kind] | {"student": student} | changes)
-    return tiny.Run(build.build_stage(recipe, 0, tiny.base(), []), recipe, dataset)
-
-
-def digests(stage: tiny.Run) -> dict[str, str]:
-    """Of weights and moments of every role."""
-    found = {}
-    for name, state in stage.state.roles.items():
-        entries = [] if state.optimiser is None else state.optimiser.state.values()
-        moments = [float(t.double().sum()) for entry in entries for t in entry.values()]
-        average = [] if state.ema is None else [float(t.sum()) for t in state.ema.state_dict().values()]
-        found[name] = weights_digest(state.role.module) + repr((moments, average))
-    return found
-
-
-@pytest.mark.parametrize("kind", STAGES)
-def test_t12_a_poisoned_batch_moves_only_roles_whose_loss_stayed_finite(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Methods that start from pure noise do not even look at the sample in some batches: those go on."""
-    stage = network_run(kind, dataset=tiny.Points(poisoned=range(0, 16, 3)))
-    finite: list[dict[str, bool]] = []
-    real = Loop._update
-
-    def update(self: Loop, active: Any, sums: Any, fed: Any) -> None:
-        finite.append({role.name: math.isfinite(float(sums[role.name])) for role in active})
-        real(self, active, sums, fed)
-
-    monkeypatch.setattr(Loop, "_update", update)
-    before = digests(stage)
-    for _ in range(9):
-        stage.step()
-        after = digests(stage)
-        changed = {name for name in after if after[name] != before[name]}
-        assert changed == {name for name, good in finite[-1].items() if good}
-        before = after
-    skipped = {name: sum(step.get(name) is False for step in finite) for name in stage.state.roles}
-    assert {name: state.guard.skipped for name, state in stage.state.roles.items()} == skipped
-    assert sum(skipped.values()) > 0
-    for state in stage.state.roles.values():
-        assert all(bool(p.isfinite().all()) for p in state.role.module.parameters())
-
-
-def test_t12_too_many_in_a_row_stop_the_distillation_with_diagnostics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = losses.discriminator_loss
-    monkeypatch.setattr(losses, "discriminator_loss", lambda *a: real(*a) * math.nan)
-    with pytest.raises(RunError, match=r"discriminator: .* not finite in 3 steps in a row"):
-        distill(toy("lightning", max_nonfinite=3), tmp_path)
-    record = json.loads((tmp_path / "01-few" / "diagnostics" / "0000000008.json").read_text())
-    assert record["role"] == "discriminator" and record["images_seen"] == 8
-    assert not (tmp_path / "01-few" / run.DONE).exists()
-
-
-@pytest.mark.parametrize("mode", ["full", "lora"])
-@pytest.mark.parametrize("kind", CRITICS)
-def test_t13_nan_in_a_critic_leaves_the_student_training(
-    kind: str, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage = network_run(kind, mode, student_every=1, critic_warmup_steps=0)
-    real = losses.discriminator_loss
-    monkeypatch.setattr(losses, "discriminator_loss", lambda *a: real(*a) * math.nan)
-    before = digests(stage)
-    stage.step(9)
-    after = digests(stage)
-    poisoned = "fake_score" if kind == "dmd2" else "discriminator"
-    assert after[poisoned] == before[poisoned]
-    assert stage.state.roles[poisoned].guard.skipped > 0
-    others = {name for name in after if name not in (poisoned, "teacher")}
-    assert all(after[name] != before[name] for name in others) and "student" in others
-    assert all(stage.state.roles[name].guard.skipped == 0 for name in others)
-
-
-@pytest.mark.parametrize("kind", CRITICS)
-def test_t13_nan_in_the_student_leaves_its_critics_training(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage = network_run(kind, student_every=1, critic_warmup_steps=0)
-    real = losses.generator_loss
-    monkeypatch.setattr(losses, "generator_loss", lambda *a: real(*a) * math.nan)
-    stage.step(3)  # the first phase of Flash has no discriminator yet
-    before = digests(stage)
-    stage.step(2)
-    after = digests(stage)
-    assert after["student"] == before["student"]
-    assert stage.state.roles["student"].guard.in_a_row >= 2
-    assert all(after[name] != before[name] for name in CRITICS[kind])
-
-
-def test_t13_nan_in_the_fake_score_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = network_run("dmd2", student_every=1, critic_warmup_steps=0)
-    real = dmd.denoising
-    monkeypatch.setattr(dmd, "denoising", lambda *a, **b: real(*a, **b) * math.nan)
-    before = digests(stage)
-    stage.step(2)
-    after = digests(stage)
-    assert after["fake_score"] == before["fake_score"] and after["student"] != before["student"]
-    assert {n: s.guard.skipped for n, s in stage.state.roles.items()} == {
-        "student": 0,
-        "teacher": 0,
-        "fake_score": 2,
-    }
 
 
 # T15: what must not move

@@ -45,7 +45,7 @@ def command(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
-    """Distil a teacher into a student of few steps, and print the folder of the student.
+    """Turn a teacher of many steps into a student of few, and print the folder of the student.
 
     The first Ctrl-C finishes the step, saves and stops; the second stops at once.
     """

@@ -24,6 +24,7 @@ from fewstep.models.mlp import MLPDenoiser
 from fewstep.training.feed import Fed, Plan, collate, feed
 from fewstep.training.logs import Loggers
 from fewstep.training.loop import Hooks, Loop
+from fewstep.training.state import weights_digest
 from fewstep.training.trainer import make_accelerator, make_state
 
 PLAIN = make_schedule("scaled_linear")
@@ -247,3 +248,71 @@ def fit(
 def null_of(mixture: GaussianMixture) -> Conditions:
     """The class that means none."""
     return Conditions(classes=torch.tensor([int(mixture.labels.max()) + 1]))
+
+
+LIGHTNING = {
+    "methods": [
+        {
+            "method": "lightning",
+            "teacher_steps": 4,
+            "student_steps": 2,
+            "discriminator": {"channels": 4, "r1": 0.1, "renoise": {"later_weights": [5.0, 1.0, 1.0, 1.0],
+                                                                    "later_from_step": 7}},
+        }
+    ],
+    "student_every": 2,
+    "critic_warmup_steps": 3,
+}  # fmt: skip
+PHASES = [
+    {"steps": 3, "mode_weights": [0.0, 0.0, 0.5, 0.5], "guidance": [1.0, 3.0]},
+    {"steps": 3, "mode_weights": [0.25] * 4, "guidance": [1.0, 3.0], "distribution": 0.3, "adversarial": 0.1},
+    {"steps": 3, "mode_weights": [0.4, 0.2, 0.2, 0.2], "guidance": [1.0, 3.0], "adversarial": 0.2},
+]
+FLASH = {
+    "methods": [
+        {
+            "method": "flash",
+            "teacher_steps": 4,
+            "solver": "ddim",
+            "phases": PHASES,
+            "discriminator": {"channels": 4},
+            "critic": {"learning_rate": 1e-3},
+        }
+    ]
+}
+DMD = {
+    "methods": [{"method": "dmd2", "timesteps": [999.0, 499.0], "discriminator": {"channels": 4}}],
+    "student_every": 3,
+    "critic_warmup_steps": 2,
+}
+PROGRESSIVE = {"methods": [{"method": "progressive", "teacher_steps": 4, "student_steps": 2}]}
+LCM = {"methods": [{"method": "lcm", "num_steps": 8, "guidance": [1.0, 3.0]}]}
+CONVERSION = {"methods": [{"method": "conversion", "guidance_scale": 2.0, "unconditional": 0.3}]}
+STAGES: dict[str, dict[str, Any]] = {
+    "progressive": PROGRESSIVE,
+    "lightning": LIGHTNING,
+    "conversion": CONVERSION,
+    "lcm": LCM,
+    "flash": FLASH,
+    "dmd2": DMD,
+}
+ADAPTER = {"mode": "lora", "lora": {"rank": 2, "targets": ["all-linear-conv"]}}
+RUNS = STAGES | {"lightning_lora": LIGHTNING | {"student": ADAPTER}}
+CRITICS = {"lightning": {"discriminator"}, "flash": {"discriminator", "fake_score"}, "dmd2": {"fake_score"}}
+
+
+def network_run(kind: str, mode: str = "full", dataset: Any = None, **changes: Any) -> Run:
+    student = ADAPTER | {"mode": mode}
+    made = recipe(STAGES[kind] | {"student": student} | changes)
+    return Run(build.build_stage(made, 0, base(), []), made, dataset)
+
+
+def digests(stage: Run) -> dict[str, str]:
+    """Of weights and moments of every role."""
+    found = {}
+    for name, state in stage.state.roles.items():
+        entries = [] if state.optimiser is None else state.optimiser.state.values()
+        moments = [float(t.double().sum()) for entry in entries for t in entry.values()]
+        average = [] if state.ema is None else [float(t.sum()) for t in state.ema.state_dict().values()]
+        found[name] = weights_digest(state.role.module) + repr((moments, average))
+    return found
