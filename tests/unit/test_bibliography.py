@@ -31,6 +31,20 @@ ALGORITHMS = [
         )
     ),
     *(
+        PACKAGE / "distillation" / f"{name}.py"
+        for name in (
+            "consistency",
+            "conversion",
+            "dmd",
+            "flash",
+            "lightning",
+            "losses",
+            "progressive",
+            "stages",
+            "targets",
+        )
+    ),
+    *(
         PACKAGE / "evaluation" / f"{name}.py"
         for name in (
             "accuracy",
