@@ -8,9 +8,11 @@
     denoiser.xml/.bin               OpenVINO IR: (x, t, text) -> raw model output, shape of x
     vae_encoder.xml/.bin            OpenVINO IR: pixels in [-1, 1] -> latent mean, before scaling
     vae_decoder.xml/.bin            OpenVINO IR: latents, before scaling -> pixels in about [-1, 1]
+    students/NAME.xml/.bin          none or more: OpenVINO IR of further denoisers, which share all the rest
 
-The sampling contract is carried as opaque JSON; `fewstep.diffusion.contract` reads it. Reading is strict: a
+Sampling contracts are carried as opaque JSON; `fewstep.diffusion.contract` reads them. Reading is strict: a
 key that this version does not know may change what the model draws, so it is an error and not a warning.
+Format 2 is format 1 with ``students``; a bundle without any is written as format 1, which older readers open.
 """
 
 from __future__ import annotations
@@ -18,20 +20,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fewstep.checkpoint import atomic
-from fewstep.errors import CheckpointError, NotFoundError
+from fewstep.checkpoint import atomic, bundle_values
+from fewstep.errors import CheckpointError, NotFoundError, UsageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Versions that are read: without students, and with."""
 FILE_NAME = "bundle.json"
 TOKENIZER = "tokenizer.json"
 PARTS = ("text_encoder", "denoiser", "vae_encoder", "vae_decoder")
+STUDENTS = "students"
+"""Folder of the students, in a bundle and in a pipeline folder."""
 
+_STUDENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _MAX_BYTES = 1_000_000  # a real bundle.json has a few kilobytes
 _AGAIN = "export it again with: fewstep export PIPELINE --out BUNDLE"
 
@@ -42,6 +49,24 @@ class FileEntry:
 
     sha256: str
     size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Student:
+    """A further denoiser, that shares the bundle's text encoder and autoencoder."""
+
+    name: str
+    contract: Mapping[str, Any]
+    """Its own sampling contract as JSON object, opaque here."""
+    precision: str
+    """fp16 | int8."""
+    source: str
+    """Hash of the weights that it was made from."""
+
+    @property
+    def part(self) -> str:
+        """What `Bundle.path` and `Bundle.part_hash` call its network; its files follow from it."""
+        return student_part(self.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,13 +100,23 @@ class Bundle:
     attribution: tuple[Mapping[str, str], ...]
     """One object per source that asks to be named (author, url, licence, changes ...)."""
     made_by: Mapping[str, str]
-    """Versions of what made the bundle, and ``source``: the hash of the pipeline folder's weights."""
-    format_version: int = field(default=FORMAT_VERSION)
+    """Versions of what made the bundle, ``source``: the hash of the pipeline folder's weights, and the hashes
+    of its ``text_encoder`` and ``vae``, which a student must have too."""
+    students: tuple[Student, ...] = ()
+    """In the order in which they are considered for a step count."""
+
+    @property
+    def format_version(self) -> int:
+        """1 without students, 2 with."""
+        return 2 if self.students else 1
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the recorded weight file hashes: ``folder_hash`` of an intact bundle."""
-        weights = sorted(name for name in self.files if name.endswith(".bin"))
+        """SHA-256 over the recorded weight file hashes: ``folder_hash`` of an intact bundle.
+
+        Students do not count: the pictures of the base stay those of the same model when one is added.
+        """
+        weights = sorted(f"{part}.bin" for part in PARTS)
         lines = "".join(f"{self.files[name].sha256}  {name}\n" for name in weights)
         return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -151,17 +186,35 @@ def open_bundle(folder: str | os.PathLike[str], *, verify: bool = False) -> Bund
     return bundle
 
 
-def describe_files(folder: str | os.PathLike[str]) -> dict[str, FileEntry]:
+def student_part(name: str) -> str:
+    """The part of a student's network, also the beginning of its files' names.
+
+    Raises:
+        UsageError: not a name of a student. Only plain ones are: a name must not reach another file, nor
+            differ from another one by its case alone.
+    """
+    if _STUDENT_NAME.fullmatch(name) is None or name == "none":
+        raise UsageError(
+            f"{name!r} is not a name for a student: give up to 40 of a-z, 0-9, - and _, and not 'none'"
+        )
+    return f"{STUDENTS}/{name}"
+
+
+def describe_files(folder: str | os.PathLike[str], students: Sequence[str] = ()) -> dict[str, FileEntry]:
     """Hash and size of every file that a bundle lists, for a folder that is being written.
+
+    Args:
+        folder: where the files are.
+        students: names of the students.
 
     Raises:
         NotFoundError: one of them is not there yet.
+        UsageError: not a name of a student.
     """
     from fewstep.checkpoint.safetensors import sha256_file
 
-    names = [TOKENIZER, *(f"{part}.{suffix}" for part in PARTS for suffix in ("xml", "bin"))]
     entries = {}
-    for name in names:
+    for name in _file_names(students):
         digest = sha256_file(Path(folder) / name)
         entries[name] = FileEntry(sha256=digest, size=(Path(folder) / name).stat().st_size)
     return entries
@@ -174,8 +227,13 @@ def write(bundle: Bundle) -> None:
         OutputError: the file cannot be written.
     """
     record: dict[str, Any] = {
-        entry.name: getattr(bundle, entry.name) for entry in fields(Bundle) if entry.name != "folder"
+        entry.name: getattr(bundle, entry.name)
+        for entry in fields(Bundle)
+        if entry.name not in ("folder", "students")
     }
+    record["format_version"] = bundle.format_version
+    if bundle.students:
+        record["students"] = [asdict(student) for student in bundle.students]
     record["files"] = {name: asdict(entry) for name, entry in sorted(bundle.files.items())}
     for key in ("contract", "precision", "made_by"):
         record[key] = dict(record[key])
@@ -187,12 +245,15 @@ def write(bundle: Bundle) -> None:
 def _parse(root: Path, file: Path, raw: Any) -> Bundle:
     if not isinstance(raw, dict) or "format_version" not in raw:
         raise CheckpointError(f"{file}: not a description of a fewstep bundle; {_AGAIN}")
-    if raw["format_version"] != FORMAT_VERSION:
+    version = raw["format_version"]
+    if version not in FORMAT_VERSIONS:
+        known = " and ".join(map(str, FORMAT_VERSIONS))
         raise CheckpointError(
-            f"{file}: format version {raw['format_version']!r}, this fewstep reads {FORMAT_VERSION}; "
-            f"update fewstep, or {_AGAIN}"
+            f"{file}: format version {version!r}, this fewstep reads {known}; update fewstep, or {_AGAIN}"
         )
-    wanted = {entry.name for entry in fields(Bundle)} - {"folder"}
+    wanted = {"format_version"} | {entry.name for entry in fields(Bundle)} - {"folder"}
+    if version == 1:
+        wanted -= {"students"}
     for problem, names in (("lacks", wanted - raw.keys()), ("has the unknown key", raw.keys() - wanted)):
         if names:
             raise CheckpointError(f"{file}: {problem} {', '.join(sorted(map(repr, names)))}; {_AGAIN}")
@@ -205,45 +266,50 @@ def _parse(root: Path, file: Path, raw: Any) -> Bundle:
 def _build(root: Path, raw: dict[str, Any]) -> Bundle:
     """Turn the JSON object into a Bundle; ValueError, TypeError or KeyError name what is wrong."""
     values = dict(raw)
-    for key in ("latent_channels", "downscale", "text_length", "text_width", "size_multiple", "max_size"):
-        if type(values[key]) is not int or not 0 < values[key] <= 65536:
-            raise ValueError(f"{key} is {values[key]!r}, not a positive whole number")
-    for key in ("scaling_factor", "shift_factor"):
-        number = values[key]
-        if (
-            type(number) not in (int, float)
-            or not abs(number) < 1e6
-            or (key == "scaling_factor" and number <= 0)
-        ):
-            raise ValueError(f"{key} is {number!r}, not a usable number")
-    for key in ("name", "licence"):
-        if not isinstance(values[key], str) or not values[key]:
-            raise ValueError(f"{key} is {values[key]!r}, not a text")
-    if not isinstance(values["text_mask"], bool):
-        raise ValueError(f"text_mask is {values['text_mask']!r}, not true or false")
-    size = values["native_size"]
-    if not (isinstance(size, list) and len(size) == 2 and all(type(v) is int and v > 0 for v in size)):
-        raise ValueError(f"native_size is {size!r}, not [width, height]")
-    values["native_size"] = (size[0], size[1])
+    del values["format_version"]
+    bundle_values.check(values)
+    values["native_size"] = tuple(values["native_size"])
     if not isinstance(values["contract"], dict):
         raise ValueError("contract is not an object")
     for key in ("precision", "made_by"):
-        values[key] = MappingProxyType(_texts(key, values[key]))
+        values[key] = MappingProxyType(bundle_values.texts(key, values[key]))
     if set(values["precision"]) != set(PARTS):
         raise ValueError(f"precision does not name exactly {', '.join(PARTS)}")
-    values["attribution"] = tuple(_texts("attribution", entry) for entry in values["attribution"])
-    values["files"] = MappingProxyType(_files(values["files"]))
+    values["attribution"] = tuple(
+        bundle_values.texts("attribution", entry) for entry in values["attribution"]
+    )
+    values["students"] = _students(values.get("students", []))
+    names = [student.name for student in values["students"]]
+    values["files"] = MappingProxyType(_files(values["files"], _file_names(names)))
     return Bundle(folder=root, **values)
 
 
-def _texts(key: str, value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise ValueError(f"{key} is not an object of texts")
-    return dict(value)
+def _students(value: Any) -> tuple[Student, ...]:
+    if not isinstance(value, list):
+        raise ValueError("students is not a list")
+    found = []
+    for entry in value:
+        if not isinstance(entry, dict) or set(entry) != {"name", "contract", "precision", "source"}:
+            raise ValueError("students has an entry that is not {name, contract, precision, source}")
+        contract = entry["contract"]
+        texts = bundle_values.texts("students", {key: entry[key] for key in ("name", "precision", "source")})
+        if not isinstance(contract, dict):
+            raise ValueError(f"students has {texts['name']!r}, whose contract is not an object")
+        found.append(Student(contract=contract, **texts))
+    names = [student.name for student in found]
+    if len(set(names)) != len(names):
+        raise ValueError(f"students names one twice: {', '.join(names)}")
+    return tuple(found)
 
 
-def _files(value: Any) -> dict[str, FileEntry]:
-    expected = {TOKENIZER, *(f"{part}.{suffix}" for part in PARTS for suffix in ("xml", "bin"))}
+def _file_names(students: Sequence[str]) -> list[str]:
+    """Every file that a bundle lists, without ``bundle.json``."""
+    parts = [*PARTS, *map(student_part, students)]
+    return [TOKENIZER, *(f"{part}.{suffix}" for part in parts for suffix in ("xml", "bin"))]
+
+
+def _files(value: Any, names: Sequence[str]) -> dict[str, FileEntry]:
+    expected = set(names)
     # Exactly these names: a bundle cannot point outside its folder.
     if not isinstance(value, dict) or set(value) != expected:
         raise ValueError(f"files does not list exactly {', '.join(sorted(expected))}")

@@ -115,8 +115,7 @@ def check_content(path: str | os.PathLike[str]) -> Path:
         raise NotFoundError(f"{file}: no such file; check the path") from None
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}); give a readable file") from error
-    length = int.from_bytes(head[:8], "little")
-    if len(head) >= 10 and head[8:9] == b"{" and 2 <= length <= min(size - 8, _MAX_HEADER):
+    if _opens_safetensors(head, size):
         return file
     if _looks_like_pickle(head) or file.suffix.lower() in {".ckpt", ".pt", ".pth"}:
         raise CheckpointError(
@@ -126,6 +125,17 @@ def check_content(path: str | os.PathLike[str]) -> Path:
     raise CheckpointError(
         f"{file}: not a safetensors file ({size} bytes, broken header); download or export it again"
     )
+
+
+def is_pickle(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a pickle by its first bytes, whatever its name; False when it cannot be read."""
+    file = Path(path)
+    try:
+        with file.open("rb") as handle:
+            head = handle.read(16)
+        return _looks_like_pickle(head) and not _opens_safetensors(head, file.stat().st_size)
+    except OSError:
+        return False
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -145,7 +155,8 @@ def folder_hash(folder: str | os.PathLike[str]) -> str:
     """SHA-256 of the sorted (relative name, file hash) list of a folder's weight files.
 
     Weight files are ``*.safetensors`` and ``*.bin``; names use ``/`` on every system; hidden files and
-    folders (temporaries) do not count. Each entry is the line ``<hash>  <name>`` as ``sha256sum`` prints it.
+    folders (temporaries) do not count, nor does the folder ``students``, whose models have hashes of their
+    own. Each entry is the line ``<hash>  <name>`` as ``sha256sum`` prints it.
 
     Raises:
         NotFoundError: no such folder, or no weight file in it.
@@ -162,8 +173,14 @@ def _weight_files(root: Path) -> Iterator[str]:
     for path in root.rglob("*"):
         relative = path.relative_to(root)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if path.suffix.lower() in _WEIGHT_SUFFIXES and not hidden and path.is_file():
+        ours = not hidden and relative.parts[0] != "students"
+        if path.suffix.lower() in _WEIGHT_SUFFIXES and ours and path.is_file():
             yield relative.as_posix()
+
+
+def _opens_safetensors(head: bytes, size: int) -> bool:
+    length = int.from_bytes(head[:8], "little")
+    return len(head) >= 10 and head[8:9] == b"{" and 2 <= length <= min(size - 8, _MAX_HEADER)
 
 
 def _looks_like_pickle(head: bytes) -> bool:

@@ -52,6 +52,10 @@ def command(
     solver: Annotated[
         str | None, typer.Option("--solver", metavar="NAME", help="Such as ddim or dpmpp_2m.")
     ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option("--student", metavar="NAME|none", help="As in generate; default by the steps."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Image i is drawn from seed + i.")] = 0,
     diversity: Annotated[
         int, typer.Option("--diversity", help="Prompts that are drawn with four seeds; 0 for none.")
@@ -120,8 +124,9 @@ def command(
         for name in prompts or ["seen"]
     }
     sampling = Sampling(
-        num_inference_steps=steps, guidance_scale=guidance, guidance_rescale=guidance_rescale, solver=solver
-    )
+        num_inference_steps=steps, guidance_scale=guidance, guidance_rescale=guidance_rescale, solver=solver,
+        student=student,
+    )  # fmt: skip
     drawing, place = open_model(wanted[0], engine, models_dir or [])
     sampling.request(drawing.info, Job("", seed))  # a wrong setting is said before anything is computed
     done: dict[str, Evaluation] = {}

@@ -34,6 +34,12 @@ def command(
     solver: Annotated[
         str | None, typer.Option("--solver", metavar="NAME", help="Such as ddim or dpmpp_2m.")
     ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            "--student", metavar="NAME|none", help="Who draws; default a student made for --steps, if any."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Image i is drawn from seed + i.")] = 0,
     n: Annotated[int, typer.Option("--n", help="Number of images.")] = 1,
     size: Annotated[
@@ -105,6 +111,7 @@ def command(
         strength=strength,
         mask=_read("mask", mask),
         deterministic=deterministic,
+        student=student,
     )
     with output.numbers(out, request.n) as numbers, cancellable() as cancelled:
         with progress("step", quiet=quiet) as report:

@@ -33,6 +33,9 @@ _CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
 
+CLASS_NAMES = frozenset(name for name, _ in _CLASSES.values())
+"""Every class that `scheduler_config` names."""
+
 _DIFFUSERS_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
 _WITH_SIGMA_SPACINGS = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
 

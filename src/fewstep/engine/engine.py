@@ -83,15 +83,17 @@ class Engine:
         """Begin to load what a request needs, and return at once; `generate` does it too."""
         rows = self._chunk(request)
         sizes = {min(rows, request.n), request.n % rows or rows}
-        guided = request.guidance_scale != 1.0 and self.info.contract.guidance == "classifier_free"
+        contract = self.info.sampling(request.student)
+        guided = request.guidance_scale != 1.0 and contract.guidance == "classifier_free"
         batches = [2 * size if guided else size for size in sizes]
-        if guided and self.info.contract.guidance_interval is not None:
+        if guided and contract.guidance_interval is not None:
             batches += list(sizes)
         self.backend.prepare(
             request.width,
             request.height,
             batches=tuple(dict.fromkeys(batches)),
             encode=request.init_image is not None,
+            student=request.student,
         )
 
     def generate(
@@ -191,7 +193,7 @@ class Engine:
         on_step: Callable[[StepReport], None] | None,
         cancelled: Callable[[], bool] | None,
     ) -> FloatArray:
-        contract = self.info.contract
+        contract = self.info.sampling(request.student)
         solver = find_solver(contract, request.solver, request.eta)
         schedule = contract.make_schedule()
         grid = contract.grid(request.num_inference_steps)
@@ -237,14 +239,14 @@ class Engine:
     def _denoiser(
         self, request: GenerateRequest, text: FloatArray, count: int, schedule: Any
     ) -> prediction.Denoiser:
-        contract = self.info.contract
+        contract = self.info.sampling(request.student)
         conditional = np.repeat(text[1:2], count, axis=0)
         both = np.concatenate([np.repeat(text[:1], count, axis=0), conditional])
 
         def model(x: FloatArray, t: Any) -> FloatArray:
             times = np.broadcast_to(np.asarray(t, dtype=np.float32), (len(x),))
             rows = conditional if len(x) == count else both
-            return self.backend.denoise(f32(x), f32(times), rows)
+            return self.backend.denoise(f32(x), f32(times), rows, request.student)
 
         denoise = prediction.adapt(model, schedule, contract.prediction_type)
         if contract.guidance != "classifier_free" or request.guidance_scale == 1.0:
@@ -263,12 +265,18 @@ class Engine:
     def _record(self, request: GenerateRequest, warnings: list[str]) -> dict[str, Any]:
         image = request.init_image is not None
         task = "inpaint" if request.mask is not None else "img2img" if image else "txt2img"
+        drawn_by = {}
+        if request.student is not None:
+            student = self.info.student(request.student)
+            facts = {"name": student.name, "method": student.contract.method, "hash": student.hash}
+            drawn_by = {"student": facts}
         return {
             "task": task,
             "model": self.info.name,
             "model_hash": self.info.hash,
+            **drawn_by,
             "licence": self.info.licence,
-            "engine": dict(self.backend.describe()),
+            "engine": dict(self.backend.describe(request.student)),
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "num_inference_steps": request.num_inference_steps,

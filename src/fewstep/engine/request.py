@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fewstep.diffusion.solvers import Solver, get_solver
 from fewstep.diffusion.timesteps import truncate_for_strength
+from fewstep.engine import choice
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class GenerateRequest:
     """Draw in batches of one, so that each image has the bits that it has alone."""
     warnings: tuple[str, ...] = ()
     """What was found odd but not wrong."""
+    student: str | None = None
+    """Whose denoiser draws, by name; None is the model's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -95,8 +98,9 @@ def resolve(
     mask: Mask | None = None,
     eta: float | None = None,
     deterministic: bool = False,
+    student: str | None = None,
 ) -> GenerateRequest:
-    """Fill in what was not given from the model's sampling contract, and check everything.
+    """Fill in what was not given from the sampling contract of whoever draws, and check everything.
 
     Args:
         info: the model, from ``Engine.info``.
@@ -115,11 +119,16 @@ def resolve(
         mask: (H, W) uint8 of the picture's size, 255 where it is redrawn.
         eta: for solvers that have it.
         deterministic: batches of one.
+        student: name of a student of the model, "none" for the model itself; None leaves it to the step
+            count, see `fewstep.engine.choice`.
 
     Raises:
         UsageError: a value out of range, or two that contradict each other.
+        NotFoundError: the model has no student of that name.
     """
-    contract = info.contract
+    guided = guidance_scale is not None or guidance_rescale is not None or bool(negative_prompt)
+    drawn_by = choice.choose(info, student, num_inference_steps=num_inference_steps, guided=guided)
+    contract = info.contract if drawn_by is None else drawn_by.contract
     warnings: list[str] = []
     _check_text("prompt", prompt)
     _check_text("negative prompt", negative_prompt)
@@ -128,10 +137,20 @@ def resolve(
     steps = contract.num_inference_steps if num_inference_steps is None else num_inference_steps
     limit = contract.schedule.num_train_timesteps
     _check_whole("steps", steps, 1, limit, "--steps")
+    if drawn_by is not None:
+        choice.check_fits(
+            drawn_by, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale, solver=solver, eta=eta,
+        )  # fmt: skip
     grid = contract.grid(steps)
     chosen = find_solver(contract, solver, eta)
     chosen.start(contract.make_schedule())
-    scale, rescale = _guidance(contract, guidance_scale, guidance_rescale, negative_prompt, warnings)
+    scale, rescale = _guidance(contract, guidance_scale, guidance_rescale)
+    if negative_prompt and (scale == 1.0 or not contract.negative_prompt_effective):
+        reason = "this model, or guidance 1, does not use it"
+        if drawn_by is not None:
+            reason = f"student {drawn_by.name!r} does not use it; give --student none for the base model"
+        warnings.append(f"the negative prompt has no effect: {reason}")
     size = _size(info, width, height, init_image)
     if size != info.native_size:
         native = "x".join(map(str, info.native_size))
@@ -142,12 +161,15 @@ def resolve(
     if strength is None:
         strength = IMAGE_STRENGTH if init_image is not None and mask is None else 1.0
     if init_image is not None:
-        truncate_for_strength(grid, strength)
+        kept = len(truncate_for_strength(grid, strength)) - 1
+        if drawn_by is not None and (warning := choice.shortened(drawn_by, strength, kept, steps)):
+            warnings.append(warning)
     return GenerateRequest(
         model=info.name, prompt=prompt, negative_prompt=negative_prompt, num_inference_steps=steps,
         guidance_scale=scale, guidance_rescale=rescale, solver=chosen.name, seed=seed, n=n, width=size[0],
         height=size[1], init_image=init_image, strength=float(strength), mask=mask, eta=eta,
         deterministic=deterministic, warnings=tuple(warnings),
+        student=None if drawn_by is None else drawn_by.name,
     )  # fmt: skip
 
 
@@ -180,13 +202,7 @@ def _check_whole(name: str, value: int, low: int, high: int, flag: str) -> None:
         raise UsageError(f"{name} is {value}: give {flag} at most {high}")
 
 
-def _guidance(
-    contract: SamplingContract,
-    scale: float | None,
-    rescale: float | None,
-    negative_prompt: str,
-    warnings: list[str],
-) -> tuple[float, float]:
+def _guidance(contract: SamplingContract, scale: float | None, rescale: float | None) -> tuple[float, float]:
     value = contract.guidance_scale if scale is None else float(scale)
     if not math.isfinite(value):
         raise UsageError(f"guidance is {value}: give --guidance a finite number, 1 for no guidance")
@@ -199,8 +215,6 @@ def _guidance(
     again = contract.guidance_rescale if rescale is None else float(rescale)
     if not 0.0 <= again <= 1.0:
         raise UsageError(f"guidance rescale is {again}: give --guidance-rescale a number from 0 to 1")
-    if negative_prompt and (value == 1.0 or not contract.negative_prompt_effective):
-        warnings.append("the negative prompt has no effect: this model, or guidance 1, does not use it")
     return value, again
 
 

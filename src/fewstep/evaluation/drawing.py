@@ -53,6 +53,8 @@ class Sampling:
     guidance_scale: float | None = None
     guidance_rescale: float | None = None
     solver: str | None = None
+    student: str | None = None
+    """Name of a student, or "none" for the model itself; None leaves it to the step count."""
 
     def request(self, info: ModelInfo, job: Job) -> GenerateRequest:
         """Return the engine's request of one job, with every default filled in.
@@ -68,6 +70,7 @@ class Sampling:
             guidance_scale=self.guidance_scale,
             guidance_rescale=self.guidance_rescale,
             solver=self.solver,
+            student=self.student,
         )
 
 
@@ -143,7 +146,7 @@ def draw_batch(
         Cancelled, EngineError: as `draw`.
     """
     first, info = requests[0], backend.info
-    contract = info.contract
+    contract = info.sampling(first.student)
     solver = find_solver(contract, first.solver, first.eta)
     schedule = contract.make_schedule()
     own = solver.schedule(schedule)
@@ -152,7 +155,8 @@ def draw_batch(
 
     def model(x: FloatArray, t: object) -> FloatArray:
         times = np.broadcast_to(np.asarray(t, dtype=np.float32), (len(x),))
-        return backend.denoise(f32(x), f32(times), conditional if len(x) == len(requests) else both)
+        rows = conditional if len(x) == len(requests) else both
+        return backend.denoise(f32(x), f32(times), rows, first.student)
 
     denoise = prediction.adapt(model, own, contract.prediction_type)
     if contract.guidance == "classifier_free" and first.guidance_scale != 1.0:
@@ -211,11 +215,15 @@ def _embed(
 
 def _file_name(engine: Engine, request: GenerateRequest) -> str:
     """A readable name, and the hash of everything that decides the pixels."""
-    run_by = {key: value for key, value in engine.backend.describe().items() if key != "threads"}
+    said = engine.backend.describe(request.student)
+    run_by = {key: value for key, value in said.items() if key != "threads"}
+    weights = engine.info.hash
+    if request.student is not None:
+        weights += engine.info.student(request.student).hash
     key = {
         "fewstep": __version__,
-        "model": engine.info.hash,
-        "contract": engine.info.contract.to_json(),
+        "model": weights,
+        "contract": engine.info.sampling(request.student).to_json(),
         "engine": run_by,
         "prompt": request.prompt,
         "seed": request.seed,

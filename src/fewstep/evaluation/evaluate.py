@@ -252,10 +252,13 @@ def _model_card(
     engine: Engine, sampling: Sampling, prompt: EvalPrompt, seed: int, images_seen: int | None
 ) -> ModelCard:
     request = sampling.request(engine.info, Job(prompt.text, seed))
+    name, weights = engine.info.name, engine.info.hash
+    if request.student is not None:
+        name, weights = f"{name}/{request.student}", engine.info.student(request.student).hash
     return ModelCard(
-        name=engine.info.name,
-        hash=engine.info.hash,
-        engine=dict(engine.backend.describe()),
+        name=name,
+        hash=weights,
+        engine=dict(engine.backend.describe(request.student)),
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
         guidance_rescale=request.guidance_rescale,

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.checkpoint import atomic, safetensors
+from fewstep.checkpoint.bundle import STUDENTS, student_part
 from fewstep.diffusion.contract import SamplingContract
-from fewstep.errors import CheckpointError, NotFoundError
+from fewstep.diffusion.scheduler_config import CLASS_NAMES
+from fewstep.errors import CheckpointError, NotFoundError, UsageError
 from fewstep.models.components import Components
+from fewstep.models.students import check_contract
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
 CONTRACT_FILE = "fewstep.json"
 
@@ -34,7 +37,7 @@ CLASSES = {
         ("transformers", "BertTokenizerFast"),
         ("transformers", "CLIPTokenizer"),
     },
-    "scheduler": {("diffusers", "DDIMScheduler")},
+    "scheduler": {("diffusers", name) for name in CLASS_NAMES},
 }
 """Accepted (library, class) of each part of ``model_index.json``."""
 
@@ -51,26 +54,18 @@ def pipeline(folder: str | Path, *, dtype: torch.dtype | None = None) -> Compone
         CheckpointError: a part is missing, of a foreign class, a pickle, or broken.
     """
     import torch
-    from diffusers import UNet2DConditionModel
 
-    root = Path(folder)
-    if not root.is_dir():
-        raise NotFoundError(f"{root}: no such folder; give a folder with a model_index.json")
+    root = check_folder(folder)
     index = check_index(root)
     kind = dtype or torch.float32
-    try:
+    with _readable(root):
         return Components(
             autoencoder=autoencoder(root / "vae", dtype=kind),
-            denoiser=_from_pretrained(UNet2DConditionModel, root / "unet", kind),
+            denoiser=denoiser(root / "unet", dtype=kind),
             text_encoder=_text_encoder(root, index["text_encoder"][1], kind),
             tokenizer=_tokenizer(root, index["tokenizer"][1]),
             contract=contract(root),
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{root}: cannot be loaded ({text}); fetch or export the folder again"
-        ) from error
 
 
 def autoencoder(folder: str | Path, *, dtype: torch.dtype | None = None) -> AutoencoderKL:
@@ -78,7 +73,20 @@ def autoencoder(folder: str | Path, *, dtype: torch.dtype | None = None) -> Auto
     import torch
     from diffusers import AutoencoderKL
 
-    loaded: AutoencoderKL = _from_pretrained(AutoencoderKL, Path(folder), dtype or torch.float32)
+    with _readable(Path(folder)):
+        loaded: AutoencoderKL = _from_pretrained(AutoencoderKL, Path(folder), dtype or torch.float32)
+    return loaded
+
+
+def denoiser(folder: str | Path, *, dtype: torch.dtype | None = None) -> UNet2DConditionModel:
+    """Load the ``unet`` folder of a pipeline or of a student, as `autoencoder` does."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with _readable(Path(folder)):
+        loaded: UNet2DConditionModel = _from_pretrained(
+            UNet2DConditionModel, Path(folder), dtype or torch.float32
+        )
     return loaded
 
 
@@ -91,7 +99,8 @@ def text_parts(folder: str | Path) -> tuple[Any, Any]:
         "BertModel" if _config(root / "text_encoder").get("model_type") == "bert" else "CLIPTextModel"
     )
     tokenizer_class = "BertTokenizer" if encoder_class == "BertModel" else "CLIPTokenizer"
-    return _text_encoder(root, encoder_class, torch.float32), _tokenizer(root, tokenizer_class)
+    with _readable(root):
+        return _text_encoder(root, encoder_class, torch.float32), _tokenizer(root, tokenizer_class)
 
 
 def contract(root: Path) -> SamplingContract:
@@ -106,6 +115,24 @@ def contract(root: Path) -> SamplingContract:
             f"{root}: no {CONTRACT_FILE}, so it is not known how to sample it; add the file"
         )
     return SamplingContract.from_json(path.read_text(encoding="utf-8"))
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder, when it is one.
+
+    Raises:
+        NotFoundError: there is nothing of that name.
+        CheckpointError: it is a file; the message says whether it is a pickle.
+    """
+    root = Path(folder)
+    if root.is_dir():
+        return root
+    if not root.exists():
+        raise NotFoundError(f"{root}: no such folder; give a folder with a model_index.json")
+    pickle = ", and a pickle, which could run code when read" if safetensors.is_pickle(root) else ""
+    raise CheckpointError(
+        f"{root}: a single file, not a folder{pickle}; give a pipeline folder in the diffusers layout"
+    )
 
 
 def check_index(root: Path) -> dict[str, list[str]]:
@@ -170,6 +197,18 @@ def _text_encoder(root: Path, class_name: str, dtype: torch.dtype) -> Any:
 
 
 @contextlib.contextmanager
+def _readable(root: Path) -> Iterator[None]:
+    """Turn what diffusers and transformers raise on a broken folder into a CheckpointError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{root}: cannot be loaded ({text}); fetch or export the folder again"
+        ) from error
+
+
+@contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
     """Keep transformers from drawing progress bars for files of a few megabytes."""
     from transformers.utils import logging
@@ -211,25 +250,17 @@ def save_pipeline(
     Raises:
         OutputError: the folder exists, or cannot be written.
     """
-    import copy
+    from diffusers import __version__
 
-    import torch
-    from diffusers import DDIMScheduler, __version__
-
-    kind = torch.float16 if half else torch.float32
     with atomic.folder(folder, replace=replace) as root:
         for name, part in (
             ("vae", components.autoencoder),
             ("unet", components.denoiser),
             ("text_encoder", components.text_encoder),
         ):
-            # the plain method: diffusers' own warns of modules to be kept in float32 even when there are none
-            half_copy = torch.nn.Module.to(copy.deepcopy(part), kind)
-            with _no_bars():
-                half_copy.save_pretrained(root / name)
-            _forget_origin(root / name / "config.json")
+            _save_network(part, root / name, half=half)
         components.tokenizer.save_pretrained(root / "tokenizer")
-        DDIMScheduler.from_config(components.contract.scheduler_config()).save_pretrained(root / "scheduler")
+        scheduler = _save_contract(components.contract, root)
         index = {
             "_class_name": "StableDiffusionPipeline",
             "_diffusers_version": __version__,
@@ -237,16 +268,111 @@ def save_pipeline(
             "image_encoder": [None, None],
             "requires_safety_checker": False,
             "safety_checker": [None, None],
-            "scheduler": ["diffusers", "DDIMScheduler"],
+            "scheduler": ["diffusers", scheduler],
             "text_encoder": ["transformers", type(components.text_encoder).__name__],
             "tokenizer": ["transformers", _plain_name(type(components.tokenizer).__name__)],
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         }
         atomic.write_text(root / "model_index.json", json.dumps(index, indent=2) + "\n")
-        atomic.write_text(root / CONTRACT_FILE, components.contract.to_json())
         for file, text in texts.items():
             atomic.write_text(root / file, text)
+
+
+def save_student(
+    folder: str | Path,
+    name: str,
+    denoiser: UNet2DConditionModel,
+    contract: SamplingContract,
+    *,
+    half: bool = True,
+    replace: bool = False,
+) -> Path:
+    """Write a student into the pipeline folder of its base, as ``students/NAME``; all or nothing.
+
+    It holds ``unet``, ``scheduler`` and ``fewstep.json``; the text encoder, the tokenizer and the autoencoder
+    are the base's.
+
+    Args:
+        folder: a pipeline folder.
+        name: of the student.
+        denoiser: its network, in any type.
+        contract: how it is sampled; without guidance.
+        half: write float16 weights.
+        replace: put it in the place of an old one.
+
+    Returns:
+        The student's folder.
+
+    Raises:
+        UsageError: not a name for a student.
+        NotFoundError, CheckpointError: ``folder`` is no pipeline folder, or the contract asks for guidance.
+        OutputError: there is such a student, or the folder cannot be written.
+    """
+    root = check_folder(folder)
+    check_index(root)
+    check_contract(name, contract)
+    out = root / student_part(name)
+    with atomic.folder(out, replace=replace) as made:
+        _save_network(denoiser, made / "unet", half=half)
+        _save_contract(contract, made)
+    return out
+
+
+def load_student(
+    folder: str | Path, name: str, *, dtype: torch.dtype | None = None
+) -> tuple[UNet2DConditionModel, SamplingContract]:
+    """Load the network and the contract of a student that `save_student` wrote.
+
+    Raises:
+        UsageError: not a name for a student.
+        NotFoundError: there is none of that name.
+        CheckpointError: it is broken.
+    """
+    root = Path(folder) / student_part(name)
+    if not root.is_dir():
+        raise NotFoundError(f"{root}: no such folder; the pipeline has no student {name!r}")
+    return denoiser(root / "unet", dtype=dtype), check_contract(name, contract(root))
+
+
+def student_contracts(folder: str | Path) -> dict[str, SamplingContract]:
+    """The contracts of all students of a pipeline folder, by name in alphabetical order.
+
+    Raises:
+        CheckpointError: one is broken, or a sub-folder has a name that no student can have.
+    """
+    found = {}
+    for path in sorted((Path(folder) / STUDENTS).glob("[!.]*/")):
+        try:
+            student_part(path.name)
+        except UsageError as error:
+            raise CheckpointError(f"{path}: {error}; rename the folder") from None
+        found[path.name] = check_contract(path.name, contract(path))
+    return found
+
+
+def _save_network(network: Any, folder: Path, *, half: bool) -> None:
+    import copy
+
+    import torch
+
+    kind = torch.float16 if half else torch.float32
+    # the plain method: diffusers' own warns of modules to be kept in float32 even when there are none
+    written: Any = torch.nn.Module.to(copy.deepcopy(network), kind)
+    with _no_bars():
+        written.save_pretrained(folder)
+    _forget_origin(folder / "config.json")
+
+
+def _save_contract(contract: SamplingContract, folder: Path) -> str:
+    """Write a contract as ``fewstep.json`` and as a diffusers scheduler, and return the scheduler's class."""
+    import diffusers
+
+    config = contract.scheduler_config()
+    name: str = config["_class_name"]
+    getattr(diffusers, name).from_config(config).save_pretrained(folder / "scheduler")
+    atomic.write_text(folder / CONTRACT_FILE, contract.to_json())
+    return name
 
 
 def _forget_origin(config: Path) -> None:

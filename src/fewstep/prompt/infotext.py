@@ -77,10 +77,11 @@ def from_record(record: Mapping[str, Any]) -> str:
     Args:
         record: needs ``prompt``, ``num_inference_steps``, ``solver``, ``guidance_scale``, ``seed``,
             ``width``, ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have
-            ``negative_prompt``, ``strength``, ``guidance_rescale``, ``eta``, ``init_image_hash`` and
-            ``upscale`` ({scale, name}).
+            ``negative_prompt``, ``student`` ({name, method, hash}), ``strength``, ``guidance_rescale``,
+            ``eta``, ``init_image_hash`` and ``upscale`` ({scale, name}).
     """
     upscale = record.get("upscale") or {}
+    student = record.get("student") or {}
     fields = {
         "Steps": record["num_inference_steps"],
         "Sampler": SAMPLERS.get(record["solver"], record["solver"]),
@@ -89,6 +90,9 @@ def from_record(record: Mapping[str, Any]) -> str:
         "Size": f"{record['width']}x{record['height']}",
         "Model hash": record["model_hash"][:10],
         "Model": record["model"],
+        "Student": student.get("name"),
+        "Student method": student.get("method"),
+        "Student hash": (student.get("hash") or "")[:10] or None,
         "Denoising strength": record.get("strength"),
         "Init image hash": (record.get("init_image_hash") or "")[:10] or None,
         "Eta": record.get("eta"),

@@ -15,15 +15,34 @@ from fewstep.engine.backends import fake
 from fewstep.engine.backends.openvino import import_openvino
 
 CHANNELS, LENGTH, WIDTH = 4, 16, 8
+STUDENT = "quick"
+CONTRACT = SamplingContract(
+    base_family="hand",
+    prediction_type="v_prediction",
+    schedule=ScheduleSpec(rescale_zero_terminal_snr=True),
+    num_inference_steps=5,
+    guidance_scale=2.0,
+    native_sizes=((64, 64),),
+)
+QUICK = dataclasses.replace(
+    CONTRACT,
+    method="lightning",
+    num_inference_steps=4,
+    allowed_steps=(2, 4),
+    guidance="off",
+    guidance_scale=1.0,
+    negative_prompt_effective=False,
+)
 
 
 def write_files(folder: Path) -> None:
-    """The files of a bundle but ``bundle.json``."""
+    """The files of a bundle and of one student, but ``bundle.json``."""
     import_openvino()
     import openvino
     from openvino import opset13 as op
 
     rng = np.random.default_rng(0)
+    (folder / bundle.STUDENTS).mkdir()
 
     def save(part, output, inputs):
         openvino.save_model(openvino.Model([output], inputs, part), str(folder / f"{part}.xml"))
@@ -49,6 +68,8 @@ def write_files(folder: Path) -> None:
     kernel = op.constant((rng.standard_normal((CHANNELS, CHANNELS, 3, 3)) * 0.1).astype(np.float32))
     mixed = op.convolution(x, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
     save("denoiser", op.subtract(op.add(mixed, level), op.tanh(colour)), [x, t, text])
+    paler = op.multiply(op.tanh(colour), op.constant(np.float32(0.5)))
+    save(bundle.student_part(STUDENT), op.subtract(op.add(mixed, level), paler), [x, t, text])
 
     pixels = op.parameter([-1, 3, -1, -1], np.float32, name="pixels")
     down = op.constant((np.ones((CHANNELS, 3, 8, 8)) / 192).astype(np.float32))
@@ -61,18 +82,10 @@ def write_files(folder: Path) -> None:
 
 
 def describe(folder: Path, **changes) -> bundle.Bundle:
-    contract = SamplingContract(
-        base_family="hand",
-        prediction_type="v_prediction",
-        schedule=ScheduleSpec(rescale_zero_terminal_snr=True),
-        num_inference_steps=5,
-        guidance_scale=2.0,
-        native_sizes=((64, 64),),
-    )
     made = bundle.Bundle(
         folder=folder,
         name="hand",
-        contract=json.loads(contract.to_json()),
+        contract=json.loads(CONTRACT.to_json()),
         latent_channels=CHANNELS,
         downscale=8,
         scaling_factor=0.5,
@@ -108,6 +121,17 @@ def ir_bundle(ir_files, tmp_path):
     shutil.copytree(ir_files, folder)
     bundle.write(describe(folder))
     return folder
+
+
+@pytest.fixture
+def student_bundle(ir_bundle):
+    """The same with a student named ``quick`` for 2 and 4 steps."""
+    student = bundle.Student(
+        name=STUDENT, contract=json.loads(QUICK.to_json()), precision="int8", source="unknown"
+    )
+    files = bundle.describe_files(ir_bundle, [STUDENT])
+    bundle.write(describe(ir_bundle, students=(student,), files=files))
+    return ir_bundle
 
 
 @pytest.fixture(autouse=True)

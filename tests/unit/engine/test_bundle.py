@@ -34,7 +34,9 @@ def test_part_hashes_tell_parts_apart(ir_bundle):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 3}, "format version 3, this fewstep reads 1 and 2"),
+        ({"format_version": 2}, "lacks 'students'"),
+        ({"students": []}, "unknown key 'students'"),
         ({"format_version": "1"}, "format version '1'"),
         ({"surprise": 1}, "unknown key 'surprise'"),
         ({"latent_channels": 0}, "latent_channels is 0"),

@@ -63,9 +63,9 @@ def test_guidance_one_costs_one_evaluation_and_guidance_two_rows():
     class Counting(FakeBackend):
         rows_seen = 0
 
-        def denoise(self, x, t, text):
+        def denoise(self, x, t, text, student=None):
             self.rows_seen += len(x)
-            return super().denoise(x, t, text)
+            return super().denoise(x, t, text, student)
 
     for scale, rows in ((1.0, 5), (2.0, 10)):
         backend = Counting()
@@ -101,10 +101,10 @@ def test_requests_of_two_threads_wait_for_one_another():
         inside = 0
         most = 0
 
-        def denoise(self, x, t, text):
+        def denoise(self, x, t, text, student=None):
             self.inside += 1
             self.most = max(self.most, self.inside)
-            result = super().denoise(x, t, text)
+            result = super().denoise(x, t, text, student)
             self.inside -= 1
             return result
 
@@ -164,9 +164,9 @@ def test_the_known_part_is_at_the_level_of_the_step():
     seen: list[tuple[float, np.ndarray]] = []
 
     class Watching(FakeBackend):
-        def denoise(self, x, t, text):
+        def denoise(self, x, t, text, student=None):
             seen.append((float(t[0]), x[0].copy()))
-            return super().denoise(x, t, text)
+            return super().denoise(x, t, text, student)
 
     image = ramp()
     mask = np.zeros((64, 64), dtype=np.uint8)

@@ -43,6 +43,22 @@ def test_a_real_pipeline_in_batches_equals_single_requests(tiny_components: Any,
         assert np.abs(image.astype(int) - single(engine, job)).max() <= 1, job
 
 
+def test_a_student_is_drawn_with_its_own_contract_and_kept_apart(tmp_path: Path) -> None:
+    engine = Engine(backend=FakeBackend(students={"few": (4, 2)}))
+    drawn = {}
+    for student in ("few", "none"):
+        sampling = Sampling(num_inference_steps=4, student=student)
+        images = list(draw(engine, JOBS, sampling, folder=tmp_path))
+        for job, image in zip(JOBS, images, strict=True):
+            expected = single(engine, job, num_inference_steps=4, student=student)
+            assert np.abs(image.astype(int) - expected).max() <= 1, job
+        drawn[student] = images[0]
+    assert not np.array_equal(drawn["few"], drawn["none"])
+    assert len(list(tmp_path.iterdir())) == 2 * len(JOBS)
+    by_steps = list(draw(engine, JOBS[:1], Sampling(num_inference_steps=4), folder=tmp_path))
+    np.testing.assert_array_equal(by_steps[0], drawn["few"])
+
+
 def test_kept_images_are_not_drawn_again_and_damaged_ones_are(tmp_path: Path) -> None:
     backend = FakeBackend()
     engine = Engine(backend=backend)

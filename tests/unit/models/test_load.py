@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fewstep.checkpoint import safetensors
 from fewstep.diffusion.guidance import classifier_free
 from fewstep.diffusion.noise import image_noise
 from fewstep.diffusion.prediction import to_prediction
@@ -90,8 +91,6 @@ def test_plain_diffusers_draws_the_same_image(folder):
 
 
 def test_half_precision_files(tiny_components, tmp_path):
-    from fewstep.checkpoint import safetensors
-
     load.save_pipeline(tmp_path / "half", tiny_components, texts={})
     tensors = safetensors.load(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {str(t.dtype) for t in tensors.values()} == {"float16"}
@@ -169,3 +168,14 @@ def test_latent_scale_gives_unit_mean_square(tiny_components):
     scale = autoencoders.latent_scale(vae, images)
     latents = autoencoders.encode(vae, images) / before * scale
     assert np.mean(latents**2) == pytest.approx(1, rel=1e-5)
+
+
+def test_a_single_file_is_said_to_be_one(tmp_path):
+    file = tmp_path / "model.ckpt"
+    file.write_bytes(pickle.dumps({"state_dict": {}}))
+    with pytest.raises(CheckpointError, match=r"a single file, not a folder, and a pickle") as caught:
+        load.pipeline(file)
+    assert "\n" not in str(caught.value)
+    safetensors.save(tmp_path / "model.safetensors", {"w": np.zeros(80, np.float16)})
+    with pytest.raises(CheckpointError, match=r"a single file, not a folder; give a pipeline folder"):
+        load.pipeline(tmp_path / "model.safetensors")

@@ -6,6 +6,7 @@ is the v-prediction that leads there. Different seeds differ a little, different
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import numpy as np
 
 from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
 from fewstep.diffusion.noise import image_noise
-from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, f32
+from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, StudentInfo, f32
 
 _LENGTH = 16
 _WIDTH = 8
@@ -30,29 +31,36 @@ class FakeBackend:
         meanwhile.
         poison_after: the denoiser gives NaN from this call on.
         rows: images per batch.
+        students: name -> step counts of students that it plays.
     """
 
     name = "fake"
 
     def __init__(
-        self, *, gate: threading.Event | None = None, poison_after: int | None = None, rows: int = 4
+        self,
+        *,
+        gate: threading.Event | None = None,
+        poison_after: int | None = None,
+        rows: int = 4,
+        students: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.rows = rows
         self.gate = gate
         self.waiting = threading.Event()
         self.calls = 0
         self._poison_after = poison_after
+        contract = SamplingContract(
+            base_family="fake",
+            prediction_type="v_prediction",
+            schedule=ScheduleSpec(rescale_zero_terminal_snr=True),
+            num_inference_steps=5,
+            guidance_scale=2.0,
+            native_sizes=((64, 64),),
+        )
         self.info = ModelInfo(
             name="fake",
             hash="0" * 64,
-            contract=SamplingContract(
-                base_family="fake",
-                prediction_type="v_prediction",
-                schedule=ScheduleSpec(rescale_zero_terminal_snr=True),
-                num_inference_steps=5,
-                guidance_scale=2.0,
-                native_sizes=((64, 64),),
-            ),
+            contract=contract,
             latent_channels=4,
             downscale=8,
             text_length=_LENGTH,
@@ -61,14 +69,20 @@ class FakeBackend:
             max_size=256,
             licence="Apache-2.0",
             tokenizer_json=_tokenizer_json(),
+            students=tuple(
+                StudentInfo(name=name, hash=f"{index:064d}", contract=_distilled(contract, steps))
+                for index, (name, steps) in enumerate((students or {}).items(), start=1)
+            ),
         )
         self._schedule = self.info.contract.make_schedule()
 
-    def describe(self) -> Mapping[str, str]:
+    def describe(self, student: str | None = None) -> Mapping[str, str]:
         """Says that this is not a model."""
         return {"backend": self.name}
 
-    def prepare(self, width: int, height: int, *, batches: tuple[int, ...], encode: bool) -> None:
+    def prepare(
+        self, width: int, height: int, *, batches: tuple[int, ...], encode: bool, student: str | None = None
+    ) -> None:
         """Nothing to load."""
 
     def encode_text(self, ids: IntArray, mask: IntArray) -> FloatArray:
@@ -77,15 +91,18 @@ class FakeBackend:
         rows = np.stack([[table[int(i)] for i in row] for row in ids])
         return f32(rows * mask[..., None])
 
-    def denoise(self, x: FloatArray, t: FloatArray, text: FloatArray) -> FloatArray:
-        """The v-prediction whose x0 is the prompt's colours plus a little of x."""
+    def denoise(
+        self, x: FloatArray, t: FloatArray, text: FloatArray, student: str | None = None
+    ) -> FloatArray:
+        """The v-prediction whose x0 is the prompt's colours plus a little of x, a student's paler."""
         self.calls += 1
         if self.gate is not None:
             self.waiting.set()
             self.gate.wait(60.0)
             self.waiting.clear()
         colour = np.tanh(text.mean(axis=1)[:, : x.shape[1]])[:, :, None, None]
-        x0 = colour + np.float32(0.1) * np.tanh(x)
+        strength = np.float32(1.0 if student is None else 0.5)
+        x0 = strength * colour + np.float32(0.1) * np.tanh(x)
         alpha, sigma = self._schedule.alpha(t), self._schedule.sigma(t)
         a = np.asarray(alpha, dtype=np.float32).reshape(-1, 1, 1, 1)
         s = np.asarray(sigma, dtype=np.float32).reshape(-1, 1, 1, 1)
@@ -106,6 +123,14 @@ class FakeBackend:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def _distilled(base: SamplingContract, steps: tuple[int, ...]) -> SamplingContract:
+    """The contract of a student that draws in these step counts, with another solver than the base."""
+    return dataclasses.replace(
+        base, method="fake", solver="lcm", boundary_scaling=0.0, num_inference_steps=steps[0],
+        allowed_steps=steps, guidance="off", guidance_scale=1.0, negative_prompt_effective=False,
+    )  # fmt: skip
 
 
 def _tokenizer_json() -> str:

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from fewstep.checkpoint.bundle import TOKENIZER, Bundle
+from fewstep.checkpoint.bundle import TOKENIZER, Bundle, student_part
 from fewstep.diffusion.contract import SamplingContract
 from fewstep.engine.backends import compiled_cache
-from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, f32
+from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, StudentInfo, f32
 from fewstep.errors import CheckpointError, DependencyError, EngineError
-from fewstep.models import signal_stack
+from fewstep.models import signal_stack, students
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Input name -> static shape, as a hashable key."""
@@ -60,20 +60,23 @@ class OpenVINOBackend:
         self._lock = threading.Lock()
         self.info = model_info(bundle)
 
-    def describe(self) -> Mapping[str, str]:
-        """OpenVINO's version, each network's precision and the thread setting."""
+    def describe(self, student: str | None = None) -> Mapping[str, str]:
+        """OpenVINO's version, the denoiser's precision and the thread setting."""
+        precisions = {made.name: made.precision for made in self._bundle.students}
         return {
             "backend": self.name,
             "openvino": self._ov.get_version().split("-")[0],
-            "precision": self._bundle.precision["denoiser"],
+            "precision": self._bundle.precision["denoiser"] if student is None else precisions[student],
             "threads": "all" if self._threads is None else str(self._threads),
         }
 
-    def prepare(self, width: int, height: int, *, batches: tuple[int, ...], encode: bool) -> None:
+    def prepare(
+        self, width: int, height: int, *, batches: tuple[int, ...], encode: bool, student: str | None = None
+    ) -> None:
         """Begin to load the denoiser first: it takes as long as all others together."""
         down = self._bundle.downscale
         for batch in batches:
-            self._load("denoiser", self._denoiser_shapes(batch, height // down, width // down))
+            self._load(_denoiser(student), self._denoiser_shapes(batch, height // down, width // down))
         self._load("text_encoder", self._text_shapes())
         if encode:
             self._load("vae_encoder", (("pixels", (1, 3, height, width)),))
@@ -89,10 +92,12 @@ class OpenVINOBackend:
             rows.append(self._run("text_encoder", self._text_shapes(), inputs))
         return f32(_concatenate(rows)[: len(ids)])
 
-    def denoise(self, x: FloatArray, t: FloatArray, text: FloatArray) -> FloatArray:
+    def denoise(
+        self, x: FloatArray, t: FloatArray, text: FloatArray, student: str | None = None
+    ) -> FloatArray:
         """One call; the network of a batch size that was not prepared is compiled now."""
         shapes = self._denoiser_shapes(x.shape[0], x.shape[2], x.shape[3])
-        return self._run("denoiser", shapes, [x, t, text])
+        return self._run(_denoiser(student), shapes, [x, t, text])
 
     def encode_image(self, pixels: FloatArray) -> FloatArray:
         """One picture at a time."""
@@ -169,14 +174,12 @@ def model_info(bundle: Bundle) -> ModelInfo:
     """What the engine must know of a bundle.
 
     Raises:
-        CheckpointError: the sampling contract in it cannot be read.
+        CheckpointError: a sampling contract in it cannot be read, or is not one of a student.
     """
-    import json
-
     return ModelInfo(
         name=bundle.name,
         hash=bundle.hash,
-        contract=SamplingContract.from_json(json.dumps(dict(bundle.contract))),
+        contract=_contract(bundle.contract),
         latent_channels=bundle.latent_channels,
         downscale=bundle.downscale,
         text_length=bundle.text_length,
@@ -185,7 +188,26 @@ def model_info(bundle: Bundle) -> ModelInfo:
         max_size=bundle.max_size,
         licence=bundle.licence,
         tokenizer_json=(bundle.folder / TOKENIZER).read_text(encoding="utf-8"),
+        students=tuple(
+            StudentInfo(
+                name=student.name,
+                hash=bundle.files[f"{student.part}.bin"].sha256,
+                contract=students.check_contract(student.name, _contract(student.contract)),
+            )
+            for student in bundle.students
+        ),
     )
+
+
+def _contract(opaque: Mapping[str, Any]) -> SamplingContract:
+    import json
+
+    return SamplingContract.from_json(json.dumps(dict(opaque)))
+
+
+def _denoiser(student: str | None) -> str:
+    """The part that is the denoiser of a student, or of the model itself."""
+    return "denoiser" if student is None else student_part(student)
 
 
 def import_openvino() -> Any:
