@@ -13,6 +13,7 @@ endif
 
 PROMPT ?= a red apple, noto style, on a sky blue background
 ARGS ?=
+README_PROMPT := a red apple, noto style, on a sky blue background
 EXTRAS ?= upscale
 SET ?=
 WORKERS ?= 2
@@ -30,7 +31,7 @@ BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 DEVELOP := $(addprefix $(STAMPS)/,upscale train dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help image env test unit check format-check lint types imports format bench train-bundled studio soak
+.PHONY: help image env test unit check format-check lint types imports format bench train-bundled release-model studio soak
 .SUFFIXES:
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -83,6 +84,16 @@ train-bundled: $(STAMPS)/upscale $(STAMPS)/train ## train emoji-128 from nothing
 	"$(BIN)/fewstep" data emoji-128 --autoencoder runs/emoji-128/autoencoder-whole/vae
 	"$(BIN)/fewstep" train emoji-128/denoiser --resume $(SET)
 	"$(BIN)/fewstep" export runs/emoji-128/denoiser/pipeline --out runs/emoji-128/bundle --name emoji-128 --replace
+
+release-model: $(STAMPS)/upscale $(STAMPS)/train ## from weights/emoji-128: bundle, figures, sheets and README pictures (half an hour)
+	"$(BIN)/fewstep" export weights/emoji-128 --out src/fewstep/bundled/emoji-128 --name emoji-128 --replace
+	"$(BIN)/fewstep" data emoji-128
+	"$(BIN)/python" benchmarks/autoencoder.py
+	"$(BIN)/python" benchmarks/prompt_grid.py
+	"$(BIN)/python" benchmarks/model_report.py
+	"$(BIN)/python" benchmarks/first_picture.py
+	"$(BIN)/fewstep" generate --out $(VENV)/release -- "$(README_PROMPT)" > $(VENV)/release.txt
+	cp "$$(tail -n 1 $(VENV)/release.txt)" docs/results/red-apple.png
 
 studio: ## the web studio
 	@test -d src/fewstep/studio || { echo "make studio: the studio is not written yet; use make image PROMPT=\"...\"" >&2; exit 1; }
