@@ -1,8 +1,8 @@
 """The record of the bundled model: prompt accuracy, FID and KID, sheets, failures, nearest drawings.
 
-Draws 32 guided steps of `seen` (1,024 prompts), and of what training never saw: held-out combinations, held-out
-objects, 60 synonyms, and the 100 prompts of the contact sheet. Keeps tables and sheets in docs/results/emoji-128;
-the pictures stay in --runs.
+Draws 32 guided steps of `seen` (1,024 prompts), and of what training never saw: held-out combinations and
+objects, 60 synonyms, and the 100 prompts of the contact sheet. Keeps tables and sheets in
+docs/results/emoji-128; the pictures stay in --runs.
 
     python benchmarks/model_report.py [--n 1024] [--steps 32] [--runs runs/evaluation]
 """
