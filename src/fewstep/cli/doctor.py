@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.cli import installed, output
-from fewstep.cli.models import known
+from fewstep.cli.models import known, students_line
 from fewstep.errors import FewstepError
 
 
@@ -187,10 +187,11 @@ def _print(facts: dict[str, Any]) -> None:
         else:
             text = f"missing {', '.join(extra['missing'])}; to install: {extra['install']}"
         rows.append((f"packages: {name}", text))
-    rows += [
-        (f"model: {model['name']}", f"{model['kind']}, {model['bytes'] / 1e6:.1f} MB, {model['folder']}")
-        for model in facts["models"]
-    ]
+    for model in facts["models"]:
+        text = f"{model['kind']}, {model['bytes'] / 1e6:.1f} MB, {model['folder']}"
+        rows.append((f"model: {model['name']}", text))
+        if model["students"]:
+            rows.append(("  students, steps", students_line(model)))
     state = "writable" if cache["writable"] else "not writable"
     rows += [
         ("cache", f"{cache['folder']}, {cache['bytes'] / 1e6:.1f} MB, {state}"),

@@ -113,6 +113,8 @@ def command(
         deterministic=deterministic,
         student=student,
     )
+    if request.student is not None and student is None and not quiet:
+        output.note(f"drawn by student {request.student}; for the base model give --student none")
     with output.numbers(out, request.n) as numbers, cancellable() as cancelled:
         with progress("step", quiet=quiet) as report:
             result = drawing.generate(

@@ -125,9 +125,12 @@ def _weights(path: Path) -> dict[str, Any]:
 
 def _folder(path: Path) -> dict[str, Any]:
     from fewstep.checkpoint import bundle
+    from fewstep.cli.models import student_facts
+    from fewstep.engine.backends.openvino import model_info
 
     if bundle.is_bundle(path):
         found = bundle.open_bundle(path, verify=True)
+        students = model_info(found).students if found.students else ()
         return {
             "kind": "bundle",
             "path": str(path),
@@ -143,6 +146,16 @@ def _folder(path: Path) -> dict[str, Any]:
             "attribution": [dict(entry) for entry in found.attribution],
             "made_by": dict(found.made_by),
             "contract": dict(found.contract),
+            "students": {
+                student.name: {
+                    **student_facts(student.contract),
+                    "hash": student.hash,
+                    "precision": entry.precision,
+                    "source": entry.source,
+                    "contract": dict(entry.contract),
+                }
+                for entry, student in zip(found.students, students, strict=True)
+            },
         }
     index = path / "model_index.json"
     if not index.is_file():
@@ -154,7 +167,10 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _pipeline(path: Path, index: dict[str, Any]) -> dict[str, Any]:
+    from fewstep.checkpoint.bundle import student_part
     from fewstep.checkpoint.safetensors import folder_hash
+    from fewstep.cli.models import student_facts
+    from fewstep.models.load import student_contracts
 
     parts = {}
     for name, value in index.items():
@@ -176,6 +192,14 @@ def _pipeline(path: Path, index: dict[str, Any]) -> dict[str, Any]:
         "hash": folder_hash(path),
         "parts": parts,
         "contract": _read_json(contract) if contract.is_file() else None,
+        "students": {
+            name: {
+                **student_facts(found),
+                "hash": folder_hash(path / student_part(name)),
+                "contract": json.loads(found.to_json()),
+            }
+            for name, found in student_contracts(path).items()
+        },
     }
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewstep.cli import output
+
+if TYPE_CHECKING:
+    from fewstep.diffusion.contract import SamplingContract
+    from fewstep.engine.registry import ModelEntry
 
 
 def command(
@@ -20,19 +24,21 @@ def command(
     """List the models that can be used here: the names that generate --model takes.
 
     They are looked for in the folders of --models-dir, of the variable FEWSTEP_MODELS, in the package, and in
-    the user's data folder. The one that is used when none is named is marked with a star.
+    the user's data folder. The one that is used when none is named is marked with a star. Students are listed
+    with the step counts that they draw in.
     """
     found = known(models_dir or [])
     if as_json:
         output.result_json({"models": found}, indent=2)
         return
-    rows = [("", "name", "kind", "MB", "from", "folder")]
+    rows = [("", "name", "kind", "MB", "students", "from", "folder")]
     rows += [
         (
             "*" if model["default"] else "",
             model["name"],
             model["kind"],
             f"{model['bytes'] / 1e6:.1f}",
+            students_line(model),
             model["origin"],
             model["folder"],
         )
@@ -61,7 +67,43 @@ def known(folders: list[Path]) -> list[dict[str, Any]]:
             "bytes": entry.size,
             "origin": entry.origin,
             "folder": str(entry.folder),
+            "students": _students(entry),
             "default": entry == default,
         }
         for entry in registry.models(folders)
     ]
+
+
+def students_line(model: dict[str, Any]) -> str:
+    """Return the students of one of `known` and their step counts as text, empty without any."""
+    return "; ".join(
+        f"{student['name']} {','.join(map(str, student['steps']))}" for student in model["students"]
+    )
+
+
+def student_facts(contract: SamplingContract) -> dict[str, Any]:
+    """Return what a person wants to know of a student: its method, and how it draws."""
+    return {
+        "method": contract.method,
+        "steps": list(contract.allowed_steps or (contract.num_inference_steps,)),
+        "solver": contract.solver,
+    }
+
+
+def _students(entry: ModelEntry) -> list[dict[str, Any]]:
+    """The students of a model; none of one that cannot be read, of which doctor and info say why."""
+    from fewstep.errors import FewstepError
+
+    try:
+        if entry.kind == "bundle":
+            from fewstep.checkpoint.bundle import open_bundle
+            from fewstep.engine.backends.openvino import model_info
+
+            contracts = {s.name: s.contract for s in model_info(open_bundle(entry.folder)).students}
+        else:
+            from fewstep.models.load import student_contracts
+
+            contracts = student_contracts(entry.folder)
+    except (FewstepError, OSError):
+        return []
+    return [{"name": name, **student_facts(contract)} for name, contract in contracts.items()]

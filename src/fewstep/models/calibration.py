@@ -1,12 +1,13 @@
 """What the networks of a pipeline really see while they draw, for calibrating a quantised copy.
 
 Activation ranges differ by an order of magnitude between the first and the last timesteps and between pure
-noise and pictures, so they are recorded on whole guided trajectories from real prompts, not on random
-numbers.
+noise and pictures, so they are recorded on whole trajectories from real prompts, drawn as the contract says:
+guided where it guides, and in every step count that it was made for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -62,29 +63,36 @@ class Networks(Protocol):
         """Inputs of the text encoder for B prompts."""
 
 
-def trajectories(networks: Networks, prompts: Sequence[str]) -> Calls:
-    """Draw one picture per prompt with the contract's own settings, and keep calls of every part.
+def trajectories(networks: Networks, prompts: Sequence[str], *, decode: bool = True) -> Calls:
+    """Draw pictures with the contract's own settings, and keep calls of every part.
+
+    Each prompt is drawn once, or as often as it takes to make `CALLS` denoiser calls: a model of few steps
+    makes few in one picture. Where the contract names step counts, they take turns.
 
     Args:
         networks: the float networks.
-        prompts: one picture each, drawn at seeds 0, 1, ...
+        prompts: drawn at seeds 0, 1, ...
+        decode: also decode the pictures and encode them again.
 
     Returns:
-        Text: (ids[, mask]) of [empty, prompt]. Denoiser: (x, t, text) of batch 2, unconditional half first,
-        about `CALLS` of them spread evenly over prompts and timesteps. Decoder: final latents before
-        scaling; encoder: the decoded picture clipped to [-1, 1].
+        Text: (ids[, mask]) of [empty, prompt]. Denoiser: (x, t, text) as it is called, about `CALLS` of them
+        spread evenly over prompts and timesteps: guided, of batch 2 with the unconditional half first;
+        else of the conditional row alone. Decoder: final latents before scaling; encoder: the decoded
+        picture clipped to [-1, 1].
     """
     contract = networks.components.contract
     solver = contract.make_solver()
     schedule = solver.schedule(contract.make_schedule())
-    grid = contract.grid()
-    steps = len(grid) - 1
-    stride = max(1, (len(prompts) * steps) // CALLS)
+    grids = [contract.grid(count) for count in contract.allowed_steps or (contract.num_inference_steps,)]
+    once = sum(len(grids[index % len(grids)]) - 1 for index in range(len(prompts)))
+    pictures = list(prompts) * max(1, math.ceil(CALLS / once))
+    total = sum(len(grids[index % len(grids)]) - 1 for index in range(len(pictures)))
+    stride = max(1, total // CALLS)
     shape = (networks.latent_channels, networks.latent_size, networks.latent_size)
     calls: Calls = {"text_encoder": [], "denoiser": [], "vae_encoder": [], "vae_decoder": []}
     seen = 0
 
-    for seed, prompt in enumerate(prompts):
+    for seed, prompt in enumerate(pictures):
         tokens = networks.tokens(["", prompt])
         text = networks.run("text_encoder", tokens)
         calls["text_encoder"].append(tokens)
@@ -94,8 +102,7 @@ def trajectories(networks: Networks, prompts: Sequence[str]) -> Calls:
             rows = text if len(x) == 2 else text[1:]
             times = np.full(len(x), t, dtype=np.float32)
             if seen % stride == 0:
-                both = x if len(x) == 2 else np.concatenate([x, x])
-                calls["denoiser"].append([both.copy(), np.full(2, t, dtype=np.float32), text])
+                calls["denoiser"].append([x.copy(), times, rows])
             seen += 1
             return networks.run("denoiser", [x, times, rows])
 
@@ -108,7 +115,10 @@ def trajectories(networks: Networks, prompts: Sequence[str]) -> Calls:
             )  # fmt: skip
         x = noise.batch_noise(seed, 1, shape)
         fresh = noise.solver_noise(seed, 1, shape)
+        grid = grids[seed % len(grids)]
         final = sampler.sample(denoise, x, grid, solver, schedule=contract.make_schedule(), noise=fresh)
+        if not decode:
+            continue
         latents = (final / networks.scaling_factor + networks.shift_factor).astype(np.float32)
         calls["vae_decoder"].append([latents])
         pixels = networks.run("vae_decoder", [latents])

@@ -1,66 +1,39 @@
 """Runtime bundles: OpenVINO IR of every network of a pipeline, quantised on its own trajectories.
 
-`export` reads a folder, `export_components` takes what is in memory. The only module that uses torch,
-diffusers, OpenVINO and NNCF together; the engine that reads the result needs none but OpenVINO.
+`export` reads a folder, `export_components` takes what is in memory, `add_students` adds to a bundle. This
+and its neighbours ``export_*`` and ``networks`` use torch, diffusers, OpenVINO and NNCF together; the engine
+that reads the result needs none but OpenVINO.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import numpy as np
 
 from fewstep.checkpoint import atomic, bundle, safetensors
 from fewstep.errors import CheckpointError, DependencyError, OutputError, UsageError
-from fewstep.models import fixed_tokenizer, networks, signal_stack
+from fewstep.models import export_students, fixed_tokenizer, networks, signal_stack
 from fewstep.models.calibration import PROMPTS, trajectories
-
-if TYPE_CHECKING:
-    from fewstep.models.components import Components
-
-Precision = Literal["int8", "fp16"]
-
-DECODER_LIMIT = 0.03
-"""Relative error up to which the decoder is kept in int8: about 2.7 of 255 levels root mean square, 39 dB
-PSNR, far below what the autoencoder itself loses. Measured on decoded ends of trajectories."""
-
-TEXT_COSINE = 0.999
-"""Smallest cosine between an int8 and a torch embedding vector up to which the text encoder is kept in
-int8."""
-
-_HELD_OUT = 4  # every 4th recorded call is kept from calibration, for the error
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PartReport:
-    """How one network came out: size on disk in bytes, and its error against torch in float32."""
-
-    precision: str
-    size: int
-    relative_error: float
-    """Root mean square of the difference over root mean square of torch's output, on data kept from
-    calibration."""
-    cosine: float
-    """Smallest cosine between matching vectors along the channel axis (text), or between whole outputs."""
-    seconds: float
+from fewstep.models.components import Components
+from fewstep.models.export_parts import PartReport, Precision, export_part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
-    """What `export` made."""
+    """What `export` or `add_students` made."""
 
     folder: Path
     hash: str
     size: int
     """Bytes of all files."""
     parts: Mapping[str, PartReport]
+    """What was exported now; a student's denoiser is ``students/NAME``."""
     tried: Mapping[str, float] = field(default_factory=dict)
     """Part -> relative error (text encoder: 1 - cosine) of an int8 version that was not good enough."""
 
@@ -72,27 +45,30 @@ def export(
     precision: Precision = "int8",
     name: str | None = None,
     calibration_prompts: Sequence[str] | None = None,
+    students: Mapping[str, str | Path] | None = None,
     replace: bool = False,
     on_stage: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Export a pipeline folder to a bundle.
 
     ``attribution.json`` of the folder (a list of objects of texts) and the ``license:`` line of its
-    ``README.md`` go into ``bundle.json``; the files ``NOTICE`` and ``README.md`` are copied beside it.
+    ``README.md`` go into ``bundle.json``; the files ``NOTICE`` and ``README.md`` are copied beside it. The
+    folder's own students (``students/NAME``) are exported with it.
 
     Args:
         pipeline_folder: diffusers layout with ``fewstep.json``.
         out: the bundle; appears complete or not at all.
         precision: ``int8`` quantises weights and activations on sampled trajectories where the error stays
-        small;
-            ``fp16`` stores half weights that are computed in float32.
+            small; ``fp16`` stores half weights that are computed in float32.
         name: the model's name; the folder's name when not given.
         calibration_prompts: real prompts of the model; a general list when not given.
+        students: more of them, name -> pipeline folder with the base's text encoder and autoencoder.
         replace: put the bundle in the place of an old one.
         on_stage: told what is being done now, for a progress display.
 
     Raises:
-        NotFoundError, CheckpointError: as `fewstep.models.load.pipeline`.
+        NotFoundError, CheckpointError: as `fewstep.models.load.pipeline`; or a student is not of this base.
+        UsageError: not a precision, or not a name for a student.
         DependencyError: openvino, nncf, torch or diffusers is missing.
         OutputError: ``out`` exists, or cannot be written.
     """
@@ -100,8 +76,14 @@ def export(
     from fewstep.models import load
 
     root = Path(pipeline_folder)
+    candidates = export_students.from_folders(students or {})
+    base = load.pipeline(root)
+    own = export_students.from_pipeline(root, base)
+    named = {candidate.name: candidate for candidate in [*candidates, *own]}
+    if len(named) < len(candidates) + len(own):
+        raise UsageError(f"{root}: has a student of a name that was given; give another name")
     return export_components(
-        load.pipeline(root),
+        base,
         out,
         precision=precision,
         name=name or root.resolve().name,
@@ -110,6 +92,7 @@ def export(
         attribution=_attribution(root),
         source=safetensors.folder_hash(root),
         texts=[path for path in (root / "NOTICE", root / "README.md") if path.is_file()],
+        students=list(named.values()),
         replace=replace,
         on_stage=on_stage,
     )
@@ -126,19 +109,20 @@ def export_components(
     attribution: Sequence[Mapping[str, str]] = (),
     source: str = "unknown",
     texts: Sequence[Path] = (),
+    students: Sequence[export_students.Candidate] = (),
     replace: bool = False,
     on_stage: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Export networks in memory (any float type; computed in float32 on the CPU). See `export`."""
-    if precision not in ("int8", "fp16"):
-        raise UsageError(f"precision is {precision!r}: only int8 and fp16 can be exported, give one of them")
+    _check_precision(precision)
     if Path(out).exists() and not replace:
         raise OutputError(f"{out}: exists already; remove it or choose another folder")
     _require()
     say = on_stage or (lambda stage: None)
     parts = networks.Networks(components)
+    facts = export_students.facts(parts)
+    export_students.check(students, facts)
     reports: dict[str, PartReport] = {}
-    tried: dict[str, float] = {}
 
     say("sampling trajectories")
     prompts = list(calibration_prompts or PROMPTS)
@@ -147,12 +131,17 @@ def export_components(
         for part in bundle.PARTS:
             say(f"exporting {part}")
             with signal_stack.kept():
-                reports[part] = _export_part(parts, part, data[part], folder, precision, tried)
+                reports[part] = export_part(
+                    parts, part, data[part], folder / f"{part}.xml", precision, bars=on_stage is not None
+                )
         (folder / bundle.TOKENIZER).write_text(
             fixed_tokenizer.to_json(components.tokenizer), encoding="utf-8"
         )
         for text in texts:
             (folder / text.name).write_bytes(text.read_bytes())
+        entries, more = export_students.write(
+            students, folder, precision, prompts, say, bars=on_stage is not None
+        )
         made = bundle.Bundle(
             folder=folder,
             name=name,
@@ -168,53 +157,87 @@ def export_components(
             size_multiple=parts.downscale,
             max_size=4 * parts.width,
             precision={part: report.precision for part, report in reports.items()},
-            files=bundle.describe_files(folder),
+            files=bundle.describe_files(folder, [entry.name for entry in entries]),
             licence=licence,
             attribution=tuple(attribution),
-            made_by=_made_by(source),
+            made_by=_made_by(source, facts),
+            students=tuple(entries),
         )
         bundle.write(made)
-    done = bundle.open_bundle(out)
-    size = sum(entry.size for entry in done.files.values())
-    return ExportReport(folder=Path(out), hash=done.hash, size=size, parts=reports, tried=tried)
+    return _report(Path(out), {**reports, **more})
 
 
-def _export_part(
-    parts: networks.Networks,
-    part: str,
-    calls: list[list[np.ndarray]],
-    folder: Path,
-    precision: Precision,
-    tried: dict[str, float],
-) -> PartReport:
-    started = time.perf_counter()
-    check = calls[::_HELD_OUT] if len(calls) >= 2 * _HELD_OUT else calls
-    fit = [call for index, call in enumerate(calls) if index % _HELD_OUT] if check is not calls else calls
-    model = parts.model(part)
-    kind = "fp16"
-    # The encoder runs once per picture and only when a picture comes in: not worth any error.
-    if precision == "int8" and part != "vae_encoder":
-        quantised = networks.quantise(model, part, fit)
-        int8_error, int8_cosine = networks.compare(parts, part, quantised, check)
-        good = {"vae_decoder": int8_error <= DECODER_LIMIT, "text_encoder": int8_cosine > TEXT_COSINE}
-        if good.get(part, True):
-            model, kind = quantised, "int8"
-        else:
-            tried[part] = int8_error if part == "vae_decoder" else 1 - int8_cosine
-            if part == "text_encoder":
-                smaller = networks.compress(model.clone())
-                _, less_cosine = networks.compare(parts, part, smaller, check)
-                if less_cosine > TEXT_COSINE:
-                    model, kind = smaller, "int8_weights"
-    saved = networks.save(model, folder / f"{part}.xml")
-    error, cosine = networks.compare(parts, part, saved, check)
-    return PartReport(
-        precision=kind,
-        size=sum((folder / f"{part}.{suffix}").stat().st_size for suffix in ("xml", "bin")),
-        relative_error=error,
-        cosine=cosine,
-        seconds=time.perf_counter() - started,
+def add_students(
+    folder: str | Path,
+    students: Mapping[str, str | Path],
+    *,
+    precision: Precision | None = None,
+    calibration_prompts: Sequence[str] | None = None,
+    replace: bool = False,
+    on_stage: Callable[[str], None] | None = None,
+) -> ExportReport:
+    """Add students to a bundle; what it has stays as it is, and an interruption leaves the bundle as it was.
+
+    Args:
+        folder: the bundle.
+        students: name -> pipeline folder with the text encoder and autoencoder that the bundle was made from.
+        precision: as for `export`; that of the bundle's own denoiser when not given.
+        calibration_prompts: as for `export`.
+        replace: put a student in the place of an old one of its name.
+        on_stage: told what is being done now, for a progress display.
+
+    Raises:
+        NotFoundError, CheckpointError, UsageError, DependencyError: as `export`.
+        OutputError: there is such a student already, or the bundle cannot be written.
+    """
+    _check_precision(precision)
+    root = Path(folder).resolve()
+    before = bundle.open_bundle(root, verify=True)
+    taken = [student.name for student in before.students if student.name in students]
+    if taken and not replace:
+        raise OutputError(
+            f"{folder}: has a student {taken[0]!r} already; choose another name, or replace it (--replace)"
+        )
+    _require()
+    say = on_stage or (lambda stage: None)
+    candidates = export_students.from_folders(students)
+    export_students.check(candidates, export_students.bundle_facts(before), before)
+    with atomic.folder(root, replace=True) as copy:
+        shutil.copytree(root, copy, dirs_exist_ok=True)
+        entries, reports = export_students.write(
+            candidates,
+            copy,
+            precision or ("int8" if before.precision["denoiser"] == "int8" else "fp16"),
+            list(calibration_prompts or PROMPTS),
+            say,
+            bars=on_stage is not None,
+        )
+        by_name = {student.name: student for student in (*before.students, *entries)}
+        made = dataclasses.replace(
+            before,
+            folder=copy,
+            students=tuple(by_name.values()),
+            files=bundle.describe_files(copy, list(by_name)),
+        )
+        bundle.write(made)
+    return _report(Path(folder), reports)
+
+
+def _report(folder: Path, reports: Mapping[str, PartReport]) -> ExportReport:
+    done = bundle.open_bundle(folder)
+    refused = {part: report.refused for part, report in reports.items()}
+    return ExportReport(
+        folder=folder,
+        hash=done.hash,
+        size=sum(entry.size for entry in done.files.values()),
+        parts=reports,
+        tried={part: error for part, error in refused.items() if error is not None},
     )
+
+
+def _check_precision(precision: str | None) -> None:
+    if precision not in ("int8", "fp16", None):
+        raise UsageError(f"precision is {precision!r}: only int8 and fp16 can be exported, give one of them")
 
 
 def _require() -> None:
@@ -231,9 +254,10 @@ def _require() -> None:
             ) from None
 
 
-def _made_by(source: str) -> dict[str, str]:
+def _made_by(source: str, facts: Mapping[str, object]) -> dict[str, str]:
     versions = {package: metadata.version(package) for package in ("openvino", "nncf", "torch", "diffusers")}
-    return {"fewstep": _own_version(), **versions, "source": source}
+    shared = {key: str(facts[what]) for what, key in export_students.RECORDED.items()}
+    return {"fewstep": _own_version(), **versions, "source": source, **shared}
 
 
 def _own_version() -> str:

@@ -152,12 +152,18 @@ def _native(parts: Networks, part: str, model: Any) -> Any:
     return model
 
 
-def quantise(model: Any, part: str, calls: list[list[np.ndarray]]) -> Any:
+def quantise(model: Any, part: str, calls: list[list[np.ndarray]], *, bars: bool = False) -> Any:
     """Post-training quantisation of weights and activations, calibrated on recorded calls.
 
     The first and last convolution and the time embedding cost next to nothing and carry the whole signal,
     so they stay in floating point; attention and normalisation do as NNCF's transformer setting leaves
     them.
+
+    Args:
+        model: from `Networks.model`; not changed.
+        part: which of `INPUTS` it is.
+        calls: what it is calibrated on.
+        bars: show NNCF's progress bars on stderr.
     """
     import nncf
 
@@ -167,7 +173,7 @@ def quantise(model: Any, part: str, calls: list[list[np.ndarray]]) -> Any:
         "denoiser": [".*conv_in.*", ".*conv_out.*", ".*time_embedding.*"],
         "vae_decoder": [".*conv_out.*"],
     }
-    with quiet():
+    with quiet(bars=bars):
         return nncf.quantize(
             model.clone(),
             nncf.Dataset(data),
@@ -177,11 +183,11 @@ def quantise(model: Any, part: str, calls: list[list[np.ndarray]]) -> Any:
         )
 
 
-def compress(model: Any) -> Any:
-    """Weights in 8 bits, computed in floating point."""
+def compress(model: Any, *, bars: bool = False) -> Any:
+    """Weights in 8 bits, computed in floating point; arguments as of `quantise`."""
     import nncf
 
-    with quiet():
+    with quiet(bars=bars):
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
 
 
@@ -217,13 +223,20 @@ def _compile(model: Any) -> Any:
     return openvino.Core().compile_model(model, "CPU", hints)
 
 
+def read(path: Path) -> Any:
+    """Read an IR."""
+    import openvino
+
+    return openvino.Core().read_model(path)
+
+
 def save(model: Any, path: Path) -> Any:
     """Write an IR, floating-point weights in half precision, and return it as it reads back."""
     import openvino
 
     _keep_frequencies(model)
     openvino.save_model(model, str(path), compress_to_fp16=True)
-    return openvino.Core().read_model(path)
+    return read(path)
 
 
 def _keep_frequencies(model: Any) -> None:
@@ -254,8 +267,13 @@ def _keep_frequencies(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence tracing warnings (sizes, which the graph keeps dynamic) and NNCF's progress bars."""
+def quiet(*, bars: bool = False) -> Iterator[None]:
+    """Silence tracing warnings (sizes, which the graph keeps dynamic) and what is printed to stdout.
+
+    Args:
+        bars: show what is printed, NNCF's progress bars, on stderr: stdout is for results.
+    """
+    import io
     import logging
     import warnings
 
@@ -264,7 +282,7 @@ def quiet() -> Iterator[None]:
     level = logging.getLogger("nncf").level
     nncf.set_log_level(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr if bars else io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

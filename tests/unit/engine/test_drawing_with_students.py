@@ -121,3 +121,14 @@ def test_a_student_that_wants_guidance_is_refused(student_bundle):
     file.write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="unknown key 'surprise'"):
         Engine(student_bundle)
+
+
+def test_the_command_line_lists_the_students_of_a_bundle(student_bundle, capsys):
+    from fewstep.cli.main import main
+
+    assert main(["info", str(student_bundle), "--json"]) == 0
+    student = json.loads(capsys.readouterr().out)["students"]["quick"]
+    assert (student["method"], student["steps"], student["precision"]) == ("lightning", [2, 4], "int8")
+    assert student["hash"] == bundle.open_bundle(student_bundle).files["students/quick.bin"].sha256
+    assert main(["models", "--models-dir", str(student_bundle)]) == 0
+    assert "quick 2,4" in capsys.readouterr().out
