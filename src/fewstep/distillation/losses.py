@@ -55,7 +55,7 @@ def perceptual(network: Callable[[Tensor], list[Tensor]], a: Tensor, b: Tensor) 
     total = torch.zeros(len(a), device=a.device, dtype=a.dtype)
     for x, y in zip(network(a), network(b), strict=True):
         difference = F.normalize(x, dim=1, eps=1e-6) - F.normalize(y, dim=1, eps=1e-6)
-        total = total + difference.square().sum(1).flatten(1).mean(1)
+        total = total + difference.square().sum(1).reshape(len(a), -1).mean(1)
     return total
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.toys import gaussian
-from fewstep.distillation import sections
+from fewstep.distillation import losses, sections
 from fewstep.distillation.consistency import Lcm
 from fewstep.distillation.conversion import Conversion
 from fewstep.distillation.dmd import Dmd
@@ -264,3 +264,12 @@ def test_defining_term_of_dmd2_simulation(simulate: bool) -> None:
     expected = a * 0.5 * first + s * second if simulate else a * X0 + s * first
     torch.testing.assert_close(student.calls[-1][0], expected)
     assert len(student.calls) == (2 if simulate else 1)
+
+
+def test_perceptual_distance_of_vectors_and_maps() -> None:
+    """Features may have no places or many; both are compared channel by channel, at unit length."""
+    a, b = torch.tensor([[3.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 2.0], [2.0, 2.0]])
+    expected = torch.tensor([2.0, 0.0])  # at right angles, and of the same direction
+    torch.testing.assert_close(losses.perceptual(lambda x: [x], a, b), expected)
+    places = losses.perceptual(lambda x: [x, x[..., None, None].expand(-1, -1, 2, 3)], a, b)
+    torch.testing.assert_close(places, 2 * expected)
