@@ -58,9 +58,8 @@ def _rates(like: Tensor) -> Tensor:
 class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
-        )
+        # No normalisation: it takes away how far out a point is, and trained to a tenth of the accuracy.
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = x + self.layers(x)
