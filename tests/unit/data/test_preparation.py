@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from fewstep.data.emoji import Drawing, Drawings
 from fewstep.errors import RecipeError
 from fewstep.models import autoencoder as autoencoders
 from fewstep.models import load, text
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -41,9 +45,11 @@ def drawings(tmp_path):
     return Drawings(folder=tmp_path / "set", rgba=rgba, items=tuple(items), fingerprint="f" * 64, sources=())
 
 
-def test_bundled_selection_is_valid_and_small():
+def test_the_bundled_selection_is_what_the_model_card_says():
     chosen = preparation.load_selection()
-    assert set(chosen.styles) == {"noto", "twemoji"}
+    card = (ROOT / "recipes" / "emoji-128" / "card.md").read_text("utf-8")
+    told = re.search(r"in four styles: (.*)\.\n", card)
+    assert told is not None and sorted(re.findall(r'"([^"]+)"', told[1])) == sorted(chosen.styles)
     assert chosen.per_drawing == 8
 
 
