@@ -48,7 +48,7 @@ def scatter(panels: Sequence[Panel], path: Path, *, title: str, columns: int = 5
         axis.set_ylim(-limit, limit)
         axis.set_aspect("equal")
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0.0, 0.0, 1.0, 1.0 - 0.3 / (2.45 * rows + 0.4)))
     with atomic.file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
