@@ -170,16 +170,3 @@ def evaluated(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-@contextlib.contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """No gradient for the parameters of these modules inside; what flows through them goes on."""
-    changed = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in changed:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in changed:
-            parameter.requires_grad_(True)
