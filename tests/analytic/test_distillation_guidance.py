@@ -13,8 +13,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "distillation"))
 import tiny_stages as tiny
+from tiny_stages import Scored, flash_section, lcm_section, noise
 
-from fewstep.diffusion.toys import gaussian, gaussian_flow, two_modes
+from fewstep.diffusion.toys import gaussian, two_modes
 from fewstep.distillation import sections, targets
 from fewstep.distillation.consistency import Lcm
 from fewstep.distillation.conversion import Conversion
@@ -32,47 +33,7 @@ MEAN = np.array([0.5, -1.0])
 ONE = gaussian((0.5, -1.0), STD)
 
 
-def noise(n: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, 2)))
-
-
-def lcm_section(**changes: Any) -> sections.LcmMethod:
-    values: dict[str, Any] = {"guidance": (1.0, 1.0), "distance": "l2", "boundary_scaling": 0.0}
-    return sections.LcmMethod(method="lcm", **values | changes)
-
-
-def flash_section(**changes: Any) -> sections.FlashMethod:
-    phase = sections.FlashPhase(steps=1, mode_weights=(1.0, 1.0, 1.0, 1.0), guidance=(1.0, 1.0))
-    values: dict[str, Any] = {"phases": (phase,), "solver": "ddim", "boundary_scaling": 0.0}
-    return sections.FlashMethod(method="flash", **values | changes)
-
-
-def exact_map(schedule: Any) -> tiny.Told:
-    """The student that has learnt everything: its x0 is the end of the Gaussian's exact flow."""
-
-    def end(x_t: Tensor, t: Any, conditions: Conditions) -> Tensor:
-        flows = [
-            gaussian_flow(MEAN, STD, x[None], float(time), schedule.clean, schedule)
-            for x, time in zip(x_t, t, strict=True)
-        ]
-        return torch.cat(flows)
-
-    return tiny.Told(end, schedule)
-
-
 # Check 11: guidance
-
-
-class _Scored(torch.nn.Module):
-    """A fake score that is a formula."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.denoiser = network
-
-    def forward(self, x_t: Tensor, time: Tensor, conditions: Conditions, logits: bool = False) -> Tensor:
-        output: Tensor = self.denoiser(x_t, time, conditions)
-        return output
 
 
 class _Counting(torch.nn.Module):
@@ -116,7 +77,7 @@ def test_check_11_a_scale_of_one_asks_the_teacher_once_for_the_condition_alone(
         phase = sections.FlashPhase(steps=1, mode_weights=(1.0,), guidance=(scale, scale))
         method = Flash(flash_section(phases=(phase,), teacher_steps=1), schedule)
     else:
-        networks["fake_score"] = _Scored(student)
+        networks["fake_score"] = Scored(student)
         section = sections.DmdMethod(method="dmd2", timesteps=(999.0,), guidance_scale=scale)
         method = Dmd(section, schedule, networks["fake_score"])  # type: ignore[arg-type]
     x0 = noise(2).float()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "distillation"))
 import tiny_stages as tiny
+from tiny_stages import Scored, flash_section, lcm_section, noise
 
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.solvers import get_solver
@@ -41,21 +42,6 @@ from fewstep.models.conditions import Conditions
 STD = 0.4
 MEAN = np.array([0.5, -1.0])
 ONE = gaussian((0.5, -1.0), STD)
-
-
-def noise(n: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, 2)))
-
-
-def lcm_section(**changes: Any) -> sections.LcmMethod:
-    values: dict[str, Any] = {"guidance": (1.0, 1.0), "distance": "l2", "boundary_scaling": 0.0}
-    return sections.LcmMethod(method="lcm", **values | changes)
-
-
-def flash_section(**changes: Any) -> sections.FlashMethod:
-    phase = sections.FlashPhase(steps=1, mode_weights=(1.0, 1.0, 1.0, 1.0), guidance=(1.0, 1.0))
-    values: dict[str, Any] = {"phases": (phase,), "solver": "ddim", "boundary_scaling": 0.0}
-    return sections.FlashMethod(method="flash", **values | changes)
 
 
 def exact_map(schedule: Any) -> tiny.Told:
@@ -198,18 +184,6 @@ def test_check_07_lightning_and_conversion_are_zero_at_their_targets() -> None:
     assert float(same.student_loss(told)[0].max()) < 1e-20
 
 
-class _Scored(torch.nn.Module):
-    """A fake score that is a formula."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.denoiser = network
-
-    def forward(self, x_t: Tensor, time: Tensor, conditions: Conditions, logits: bool = False) -> Tensor:
-        output: Tensor = self.denoiser(x_t, time, conditions)
-        return output
-
-
 def generator(centre: Tensor) -> tiny.Told:
     """A one-step student whose samples are N(centre, STD^2): x0 = centre + STD x_T."""
     return tiny.Told(lambda x, t, _: centre + STD * x, tiny.PLAIN)
@@ -217,14 +191,14 @@ def generator(centre: Tensor) -> tiny.Told:
 
 def dmd(**changes: Any) -> Dmd:
     section = sections.DmdMethod(method="dmd2", timesteps=(999.0,), **changes)
-    return Dmd(section, tiny.PLAIN, _Scored(torch.nn.Identity()))  # type: ignore[arg-type]
+    return Dmd(section, tiny.PLAIN, Scored(torch.nn.Identity()))  # type: ignore[arg-type]
 
 
 def test_check_07_distribution_matching_stands_still_where_the_scores_agree() -> None:
     centre = torch.tensor(MEAN, requires_grad=True)
     method, x0 = dmd(), tiny.points(ONE, 16)[0]
     told = tiny.context(
-        method, x0, generator(centre), ONE, networks={"fake_score": _Scored(tiny.exact(ONE, tiny.PLAIN))}
+        method, x0, generator(centre), ONE, networks={"fake_score": Scored(tiny.exact(ONE, tiny.PLAIN))}
     )
     method.student_loss(told)[0].mean().backward()
     assert centre.grad is not None and float(centre.grad.abs().max()) < 1e-12
@@ -236,7 +210,7 @@ def test_check_07_distribution_matching_pulls_a_shifted_student_to_the_data() ->
     centre = torch.tensor(MEAN + shift, requires_grad=True)
     wrong = gaussian(tuple(MEAN + shift), STD)
     method, x0 = dmd(), tiny.points(ONE, 64)[0]
-    networks = {"fake_score": _Scored(tiny.exact(wrong, tiny.PLAIN))}
+    networks = {"fake_score": Scored(tiny.exact(wrong, tiny.PLAIN))}
     told = tiny.context(method, x0, generator(centre), ONE, networks=networks)
     sample = method._sample(told)
     direction = method._direction(told, sample)

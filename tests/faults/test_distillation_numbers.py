@@ -13,36 +13,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "distillation"))
 import tiny_stages as tiny
-from tiny_stages import CRITICS, RUNS, STAGES, digests, network_run
+from tiny_stages import CRITICS, STAGES, digests, distill, network_run, toy
 
 from fewstep.distillation import dmd, losses, run
-from fewstep.distillation.sections import DistillationRecipe
 from fewstep.errors import RunError
 from fewstep.training import trainer
 from fewstep.training.loop import Loop
-
-
-def toy(kind: str, accumulation: int = 2, **runtime: Any) -> DistillationRecipe:
-    """A pretraining of three steps in place of the exact teacher, then twelve steps of a method."""
-    pretrain = {
-        "name": "pretrain",
-        "student": {"start": "random"},
-        "methods": [{"method": "conversion"}],
-        "stop": {"images": 12},
-    }
-    return tiny.recipe(
-        pretrain,
-        RUNS[kind] | {"name": "few", "teacher": "previous", "ema": {"half_life_images": 20.0}},
-        teacher={
-            "mixture": {
-                "kind": "two_modes",
-                "width": 8,
-                "depth": 2,
-                "schedule": {"rescale_zero_terminal_snr": True},
-            }
-        },
-        runtime=tiny.RECIPE["runtime"] | {"accumulation": accumulation} | runtime,
-    )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,10 +34,6 @@ def no_tensorboard() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "TensorBoard", Silent)
         yield
-
-
-def distill(recipe: DistillationRecipe, folder: Path, **arguments: Any) -> run.DistillationResult:
-    return run.distill(recipe, run_folder=folder, show_progress=False, **arguments)
 
 
 @pytest.mark.parametrize("kind", STAGES)

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "distillation"))
 import tiny_runs
 import tiny_stages as tiny
-from tiny_stages import ADAPTER, CRITICS, PROGRESSIVE, RUNS, STAGES, network_run
+from tiny_stages import ADAPTER, CRITICS, PROGRESSIVE, STAGES, distill, network_run, toy
 
 from fewstep.checkpoint import safetensors
 from fewstep.distillation import build, run
@@ -27,29 +27,6 @@ from fewstep.errors import RecipeError, RunError
 from fewstep.training import checkpointing, trainer
 from fewstep.training.loop import Loop
 from fewstep.training.state import weights_digest
-
-
-def toy(kind: str, accumulation: int = 2, **runtime: Any) -> DistillationRecipe:
-    """A pretraining of three steps in place of the exact teacher, then twelve steps of a method."""
-    pretrain = {
-        "name": "pretrain",
-        "student": {"start": "random"},
-        "methods": [{"method": "conversion"}],
-        "stop": {"images": 12},
-    }
-    return tiny.recipe(
-        pretrain,
-        RUNS[kind] | {"name": "few", "teacher": "previous", "ema": {"half_life_images": 20.0}},
-        teacher={
-            "mixture": {
-                "kind": "two_modes",
-                "width": 8,
-                "depth": 2,
-                "schedule": {"rescale_zero_terminal_snr": True},
-            }
-        },
-        runtime=tiny.RECIPE["runtime"] | {"accumulation": accumulation} | runtime,
-    )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,10 +42,6 @@ def no_tensorboard() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "TensorBoard", Silent)
         yield
-
-
-def distill(recipe: DistillationRecipe, folder: Path, **arguments: Any) -> run.DistillationResult:
-    return run.distill(recipe, run_folder=folder, show_progress=False, **arguments)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
 from fewstep.diffusion.schedule import FlowSchedule, Schedule, make_schedule
 from fewstep.diffusion.toys import GaussianMixture
-from fewstep.distillation import build, sections
+from fewstep.distillation import build, run, sections
 from fewstep.distillation.method import Context, Method
 from fewstep.distillation.roles import ExactTeacher, Teacher
 from fewstep.distillation.task import StageTask
@@ -316,3 +316,57 @@ def digests(stage: Run) -> dict[str, str]:
         average = [] if state.ema is None else [float(t.sum()) for t in state.ema.state_dict().values()]
         found[name] = weights_digest(state.role.module) + repr((moments, average))
     return found
+
+
+def toy(kind: str, accumulation: int = 2, **runtime: Any) -> sections.DistillationRecipe:
+    """A pretraining of three steps in place of the exact teacher, then twelve steps of a method."""
+    pretrain = {
+        "name": "pretrain",
+        "student": {"start": "random"},
+        "methods": [{"method": "conversion"}],
+        "stop": {"images": 12},
+    }
+    return recipe(
+        pretrain,
+        RUNS[kind] | {"name": "few", "teacher": "previous", "ema": {"half_life_images": 20.0}},
+        teacher={
+            "mixture": {
+                "kind": "two_modes",
+                "width": 8,
+                "depth": 2,
+                "schedule": {"rescale_zero_terminal_snr": True},
+            }
+        },
+        runtime=RECIPE["runtime"] | {"accumulation": accumulation} | runtime,
+    )
+
+
+def distill(recipe: sections.DistillationRecipe, folder: Path, **arguments: Any) -> run.DistillationResult:
+    return run.distill(recipe, run_folder=folder, show_progress=False, **arguments)
+
+
+def noise(n: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, 2)))
+
+
+def lcm_section(**changes: Any) -> sections.LcmMethod:
+    values: dict[str, Any] = {"guidance": (1.0, 1.0), "distance": "l2", "boundary_scaling": 0.0}
+    return sections.LcmMethod(method="lcm", **values | changes)
+
+
+def flash_section(**changes: Any) -> sections.FlashMethod:
+    phase = sections.FlashPhase(steps=1, mode_weights=(1.0, 1.0, 1.0, 1.0), guidance=(1.0, 1.0))
+    values: dict[str, Any] = {"phases": (phase,), "solver": "ddim", "boundary_scaling": 0.0}
+    return sections.FlashMethod(method="flash", **values | changes)
+
+
+class Scored(nn.Module):
+    """A fake score that is a formula."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = network
+
+    def forward(self, x_t: Tensor, time: Tensor, conditions: Conditions, logits: bool = False) -> Tensor:
+        output: Tensor = self.denoiser(x_t, time, conditions)
+        return output
