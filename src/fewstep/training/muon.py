@@ -5,7 +5,7 @@ Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"
 equation 4), so that one learning rate serves both halves. torch.optim.Muon takes two-dimensional parameters
 only and orthogonalises in bfloat16, which CPUs without bfloat16 units compute many times slower than float32:
 here convolutions are flattened to (out, in * height * width), matrices of one shape are orthogonalised
-together, and float32 stays float32.
+together, and float32 stays float32 unless the caller says otherwise.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Muon(torch.optim.Optimizer):
             `SMALLEST_SIDE` is a matrix.
         lr: learning rate, of both halves.
         momentum: of the matrices, 0 to 1; Nesterov's form.
+        orthogonalise_in: arithmetic of the orthogonalisation; momentum and weights keep their own.
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: decoupled, of both halves.
@@ -43,6 +44,7 @@ class Muon(torch.optim.Optimizer):
         *,
         lr: float,
         momentum: float = 0.95,
+        orthogonalise_in: torch.dtype = torch.float32,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -51,6 +53,8 @@ class Muon(torch.optim.Optimizer):
             parameters,
             {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay},
         )
+        # Not in the group: a checkpoint made on one machine goes on in the other arithmetic on another.
+        self._dtype = orthogonalise_in
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -78,7 +82,8 @@ class Muon(torch.optim.Optimizer):
                 buffer = state["momentum_buffer"]
                 buffer.lerp_(gradient, 1.0 - momentum)
                 directions.append(_flat(gradient.lerp(buffer, momentum)))
-            updates = orthogonalise(torch.stack(directions))
+            stacked = torch.stack(directions)
+            updates = orthogonalise(stacked.to(self._dtype)).to(stacked.dtype)
             # Liu et al. eq. 4: the root mean square of an AdamW step, whatever the shape.
             rate = group["lr"] * 0.2 * max(rows, columns) ** 0.5
             for parameter, update in zip(alike, updates, strict=True):

@@ -118,6 +118,7 @@ def make_optimiser(section: Optimiser, parameters: list[nn.Parameter]) -> torch.
             parameters,
             lr=section.learning_rate,
             momentum=section.momentum,
+            orthogonalise_in=getattr(torch, section.orthogonalise_in),
             betas=section.betas,
             eps=section.eps,
             weight_decay=section.weight_decay,

@@ -49,6 +49,19 @@ def test_ten_steps_follow_torch_muon():
     assert (ours - theirs).norm() < 0.03 * moved
 
 
+def test_bfloat16_changes_a_step_by_its_rounding_only():
+    gradient = torch.randn(48, 80, generator=torch.Generator().manual_seed(5))
+    steps = []
+    for dtype in (torch.float32, torch.bfloat16):
+        parameter = nn.Parameter(torch.zeros(48, 80))
+        parameter.grad = gradient.clone()
+        Muon([parameter], lr=1.0, orthogonalise_in=dtype).step()
+        steps.append(parameter.detach())
+    assert steps[1].dtype == torch.float32
+    difference = (steps[1] - steps[0]).norm() / steps[0].norm()
+    assert 1e-4 < difference < 0.03
+
+
 def test_convolution_is_a_matrix_in_any_memory_format():
     generator = torch.Generator().manual_seed(3)
     start, gradient = (torch.randn(36, 8, 3, 3, generator=generator) for _ in range(2))
