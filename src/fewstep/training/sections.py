@@ -50,7 +50,7 @@ class Optimiser(Section):
     momentum: Fraction = 0.95
     """Of muon's matrices."""
     orthogonalise_in: Literal["float32", "bfloat16"] = "float32"
-    """Muon's arithmetic; bfloat16 is twice as fast where the processor has it, many times slower elsewhere."""
+    """Muon's arithmetic; bfloat16 is faster where the processor has it and very slow elsewhere."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
