@@ -19,7 +19,7 @@ from fewstep.data.points import MixturePoints
 from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.toys import MIXTURES, GaussianMixture
-from fewstep.distillation import sections
+from fewstep.distillation import conditioned, sections
 from fewstep.distillation.consistency import Lcm
 from fewstep.distillation.conversion import Conversion
 from fewstep.distillation.dmd import Dmd
@@ -88,6 +88,7 @@ def open_base(recipe: sections.DistillationRecipe) -> Base:
 
     Raises:
         RecipeError: a mixture's option that it does not have, or data that do not fit the teacher.
+        DataError: the data or the folder of conditions cannot be opened.
         CheckpointError: a pipeline folder that cannot be loaded.
     """
     if recipe.teacher.mixture is not None:
@@ -95,17 +96,10 @@ def open_base(recipe: sections.DistillationRecipe) -> Base:
     assert recipe.teacher.pipeline is not None
     components = load.pipeline(Path(recipe.teacher.pipeline).expanduser())
     dataset = open_dataset(recipe.data)
-    sample = _first(dataset)
-    network = components.denoiser
-    channels = int(network.config["in_channels"])
-    width = network.config["cross_attention_dim"]
-    extra = sample["concat"].shape[1] if "concat" in sample else 0
-    if sample["latents"].shape[1] + extra != channels or sample["text"].shape[-1] != width:
-        raise RecipeError(
-            f"data: latents have {sample['latents'].shape[1] + extra} channels and texts "
-            f"{sample['text'].shape[-1]} features, but the teacher takes {channels} and {width}; "
-            "use the cache that was made with this teacher's autoencoder and text encoder"
-        )
+    if recipe.conditions is not None:
+        dataset = conditioned.Conditioned(dataset, Path(recipe.conditions).expanduser())
+    sample, network = _first(dataset), components.denoiser
+    conditioned.check(dict(network.config), sample, recipe.teacher.null_class)
     return Base(
         components.contract,
         components.contract.make_schedule(),
@@ -114,7 +108,7 @@ def open_base(recipe: sections.DistillationRecipe) -> Base:
         None,
         components,
         sample,
-        None,
+        recipe.teacher.null_class,
     )
 
 
@@ -372,7 +366,7 @@ class _Methods:
         backbone = copy.deepcopy(self.fresh).requires_grad_(True)
         tap = section.tap or default_tap(backbone)
         head = self._head(backbone, tap, section.channels, times=2 if section.conditional else 1)
-        cut(backbone, tap)
+        cut(backbone, tap, self.base.sample["latents"], self._conditions())
         return PairDiscriminator(backbone, tap, head)
 
     def _head(self, network: nn.Module, tap: str | None, channels: int, times: int = 1) -> Head:

@@ -109,7 +109,7 @@ class NetworkTeacher:
         both = None if unguided or null is None else joined(conditions.unconditional(null), conditions)
 
         def denoise(x_t: Tensor, t: FloatArray | float) -> Prediction:
-            told = both if both is not None and len(x_t) == _rows(both) else conditions
+            told = both if both is not None and len(x_t) == both.rows else conditions
             raw = self.raw(x_t, model_time(self.schedule, t, x_t), told)
             return to_prediction(raw, x_t, t, self.schedule, self.prediction_type)
 
@@ -122,13 +122,6 @@ class NetworkTeacher:
             prediction_type=self.prediction_type,
             batched=True,
         )
-
-
-def _rows(conditions: Conditions) -> int:
-    for value in (conditions.text, conditions.classes, conditions.concat):
-        if value is not None:
-            return len(value)
-    return 0
 
 
 @dataclass(frozen=True)

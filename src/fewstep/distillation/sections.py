@@ -50,11 +50,16 @@ class Teacher(Section):
     pipeline: str | None = None
     """Folder in diffusers layout with its sampling contract."""
     mixture: Mixture | None = None
+    null_class: Annotated[int, Field(ge=0)] | None = None
+    """Of a pipeline with classes: the one that means none, which guidance compares with. When not given,
+    guidance leaves classes as they are: a noise level, say."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.pipeline is None) == (self.mixture is None):
             raise ValueError("give one of pipeline and mixture")
+        if self.mixture is not None and self.null_class is not None:
+            raise ValueError("null_class is for pipelines: a mixture has its own")
         return self
 
 
@@ -307,6 +312,10 @@ class DistillationRecipe(LoopRecipe):
 
     kind: Literal["distillation"]
     teacher: Teacher
+    conditions: str | None = None
+    """Folder with what a pipeline is told beside texts, a row per sample of the data: ``concat.npy`` (mask
+    and masked latents, or low-resolution latents), ``classes.npy``, ``adapter_residuals.0.npy`` and so on;
+    see `fewstep.distillation.conditioned`."""
     stages: tuple[StageSection, ...]
     stop: Stop = Stop(images=1)
     """Not used: every stage has its own."""
@@ -315,6 +324,8 @@ class DistillationRecipe(LoopRecipe):
 
     @model_validator(mode="after")
     def _stages(self) -> Self:
+        if self.conditions is not None and self.teacher.mixture is not None:
+            raise ValueError("conditions are for pipelines: a mixture has its classes and nothing else")
         if not self.stages:
             raise ValueError("stages is empty: give at least one")
         names = [stage.name for stage in self.stages]

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Schedule
+from fewstep.distillation import conditioned
 from fewstep.distillation.method import Context, Method
 from fewstep.distillation.roles import Teacher
 from fewstep.models.conditions import Conditions
 from fewstep.training.task import Batch, Role, Sample
 
 STUDENT, TEACHER = "student", "teacher"
-_CONDITIONS = ("text", "pooled", "time_ids", "classes", "concat")
 _STREAM = 0x64697374  # "dist": apart from the other streams of the same seed
 
 
@@ -32,9 +32,9 @@ class Weighted:
 class StageTask:
     """See `fewstep.training.task.Task`.
 
-    Samples hold ``latents`` (1, ...), any of ``text``, ``pooled``, ``time_ids``, ``classes``, ``concat``
-    with a batch
-    axis of 1, and ``uncond``, the embedding of the empty caption (L, D).
+    Samples hold ``latents`` (1, ...), any of ``text``, ``pooled``, ``time_ids``, ``classes``, ``concat``,
+    ``mid_residual``, ``residuals.0`` and so on, ``adapter_residuals.0`` and so on, with a batch axis of 1,
+    and ``uncond``, the embedding of the empty caption (L, D).
 
     Args:
         student: the role that learns.
@@ -87,10 +87,9 @@ class StageTask:
         """Every method's draws, each from a stream of its own, so that methods do not disturb each other."""
         latents = np.asarray(sample["latents"], np.float32)
         drawn: Sample = {"latents": latents}
-        for name in _CONDITIONS:
-            if name in sample:
-                value = np.asarray(sample[name])
-                drawn[name] = value if value.dtype.kind == "i" else value.astype(np.float32)
+        for name in filter(conditioned.is_condition, sample):
+            value = np.asarray(sample[name])
+            drawn[name] = value if value.dtype.kind == "i" else value.astype(np.float32)
         if "uncond" in sample:
             drawn["uncond"] = np.asarray(sample["uncond"], np.float32)
         streams = rng.spawn(len(self.methods))
@@ -160,7 +159,10 @@ def conditions_of(
     batch: Mapping[str, Any], null_class: int | None = None
 ) -> tuple[Conditions, Conditions | None]:
     """The conditions of a batch, and the empty ones of one image."""
-    found: dict[str, Any] = {name: batch[name] for name in _CONDITIONS if name in batch}
+    found: dict[str, Any] = {name: batch[name] for name in conditioned.SINGLE if name in batch}
+    for name in conditioned.LISTS:
+        count = sum(key.startswith(f"{name}.") for key in batch)
+        found[name] = tuple(batch[f"{name}.{i}"] for i in range(count))
     empty: dict[str, Any] = {}
     if "uncond" in batch and "text" in found:
         empty["text"] = batch["uncond"][None]

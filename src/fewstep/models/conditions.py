@@ -45,6 +45,16 @@ class Conditions:
     adapter_residuals: tuple[Tensor, ...] = ()
     guidance: Tensor | None = None
 
+    @property
+    def rows(self) -> int:
+        """B, or 0 where nothing is set."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            first = value[:1] if isinstance(value, tuple) else [value]
+            if first and first[0] is not None:
+                return len(first[0])
+        return 0
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:
         """Every tensor changed by the same function."""
         changed: dict[str, Any] = {}
@@ -60,21 +70,24 @@ class Conditions:
         """What classifier-free guidance compares with: text and class of ``null``, all else as here.
 
         A mask, a low-resolution image or an adapter's residuals say where and what the image is, not how
-        strongly it follows the prompt, so both halves of guidance are given them.
+        strongly it follows the prompt, so both halves of guidance are given them. So are classes beside a
+        text when ``null`` has none: a noise level of super-resolution is told in that place.
 
         Args:
-            null: conditions of one image (or of B), with every one of text, pooled and classes that is set
-            here.
+            null: conditions of one image (or of B), with every one of text, pooled and classes that is to
+                be left out.
 
         Raises:
             UsageError: nothing to replace, or ``null`` lacks what is set here.
         """
-        replaced = {}
+        replaced: dict[str, Any] = {}
         for name in _REPLACED:
             value = getattr(self, name)
             if value is None:
                 continue
             empty = getattr(null, name)
+            if empty is None and name == "classes" and "text" in replaced:
+                continue
             if empty is None:
                 raise UsageError(f"guidance needs an unconditional {name}: give the empty caption or class")
             replaced[name] = empty.expand(value.shape)

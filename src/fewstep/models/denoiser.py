@@ -122,7 +122,9 @@ def features(module: nn.Module, tap: str, x_t: Tensor, model_time: Tensor, condi
     try:
         module(x_t, model_time, conditions)
     except _Reached as reached:
-        return reached.value
+        # A ControlNet's part in the middle is added by the U-Net itself, behind the block.
+        residual = conditions.mid_residual if tap == "mid_block" else None
+        return reached.value if residual is None else reached.value + residual
     finally:
         handle.remove()
     raise RecipeError(f"discriminator tap {tap!r}: this part is not used in a forward pass; use mid_block")
@@ -142,15 +144,28 @@ def default_tap(module: nn.Module) -> str:
     raise RecipeError(f"discriminator tap: none given, and the network has no middle block; it has {names}")
 
 
-def cut(module: nn.Module, tap: str) -> None:
-    """Take away what a denoiser computes after its deepest part, for copies that only look; in place.
+def cut(module: nn.Module, tap: str, x_t: Tensor, conditions: Conditions) -> None:
+    """Take away what a pass up to ``tap`` never reaches, for copies that only look; in place.
 
-    For any other tap nothing is taken away: its later parts stay as unused weights.
+    It would only take memory, and data-parallel training would wait for gradients that never come.
+
+    Args:
+        module: as for `features`, its parameters with gradients on.
+        tap: as for `features`.
+        x_t: (1, ...), an input to try.
+        conditions: of that input.
     """
-    inner: Any = getattr(module, "network", module)
-    if tap == "mid_block" and hasattr(inner, "up_blocks"):
-        inner.up_blocks = nn.ModuleList()
-        inner.conv_norm_out = None
-        inner.conv_out = nn.Identity()
-    elif tap == "encoder" and hasattr(inner, "decoder"):
-        inner.decoder, inner.out = nn.Identity(), nn.Identity()
+    inner: nn.Module = getattr(module, "network", module)
+    parameters = list(inner.parameters())
+    seen = features(module, tap, x_t, torch.zeros(1, device=x_t.device), conditions)
+    gradients = torch.autograd.grad(seen.sum(), parameters, allow_unused=True)
+    _drop(inner, {p for p, g in zip(parameters, gradients, strict=True) if g is not None})
+
+
+def _drop(module: nn.Module, reached: set[nn.Parameter]) -> None:
+    for name, child in module.named_children():
+        own = set(child.parameters())
+        if own and not own & reached and not isinstance(child, nn.ModuleList):
+            setattr(module, name, nn.Identity())
+        else:
+            _drop(child, reached)
