@@ -155,11 +155,12 @@ class ExactTeacher:
 @contextlib.contextmanager
 def evaluated(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside: a network that teaches its own student is in training mode for the student."""
-    training = [part for part in module.modules() if part.training] if module.training else []
-    for part in training:
-        part.training = False
+    # Past nn.Module's own attribute setter: 2,000 parts of an adapted U-Net took it 5 ms of every call.
+    training = [vars(part) for part in module.modules() if part.training] if module.training else []
+    for attributes in training:
+        attributes["training"] = False
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for attributes in training:
+            attributes["training"] = True
