@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from fewstep.training.logs import Progress
 from fewstep.training.loop import Metric, Sampler
 from fewstep.training.recipe import check_resume, dump_recipe, parse_as
 from fewstep.training.sections import LoopRecipe
-from fewstep.training.trainer import RunResult, run_task
+from fewstep.training.trainer import RunResult, make_accelerator, run_task
 
 _log = logging.getLogger("fewstep.distillation")
 
@@ -83,7 +84,7 @@ def distill(
     on_progress: Callable[[Progress], None] | None = None,
     show_progress: bool = True,
 ) -> DistillationResult:
-    """Run the stages of a recipe, or go on where they stopped.
+    """Run the stages of a recipe, or go on where they stopped; in every process of a run on many.
 
     Args:
         recipe: the whole recipe.
@@ -105,8 +106,10 @@ def distill(
         raise RunError(f"{folder}: holds a run already; give --resume to go on, or choose another folder")
     check(recipe)
     results: list[RunResult] = []
-    with run_lock(folder):
-        _keep_recipe(recipe, folder, override=override)
+    main = make_accelerator(recipe).is_main_process
+    with run_lock(folder) if main else contextlib.nullcontext():
+        if main:
+            _keep_recipe(recipe, folder, override=override)
         base = build.open_base(recipe)
         for place, section in enumerate(recipe.stages):
             stage_recipe = _stage_recipe(recipe, section)
@@ -130,8 +133,9 @@ def distill(
             results.append(result)
             if result.stopped not in ("images", "hours"):
                 return DistillationResult(folder, tuple(results), False, result.stopped)
-            done = {"images_seen": result.images_seen, "contract": json.loads(stage.contract.to_json())}
-            atomic.write_text(folders[place] / DONE, json.dumps(done, indent=1) + "\n")
+            if main:
+                done = {"images_seen": result.images_seen, "contract": json.loads(stage.contract.to_json())}
+                atomic.write_text(folders[place] / DONE, json.dumps(done, indent=1) + "\n")
     return DistillationResult(folder, tuple(results), True, results[-1].stopped if results else "images")
 
 
