@@ -26,7 +26,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.timesteps import make_grid
 from fewstep.distillation import losses, targets
 from fewstep.distillation.method import Context, Terms, indices, normal
-from fewstep.distillation.progressive import few_steps
+from fewstep.distillation.progressive import few_steps, picked
 from fewstep.distillation.sections import LcmMethod
 from fewstep.models.conditions import Conditions
 from fewstep.training.task import Role
@@ -83,11 +83,13 @@ class Lcm:
         """LCM's sampler on its own grid, any count from 1 to 8; guidance embedded, or off."""
         embedded, flow = self.section.embed_guidance, base.schedule.name == "rectified_flow"
         low, high = self.section.guidance
+        released, allowed = self.section.num_steps == 50 and not flow, tuple(range(1, 9))
         changes: dict[str, Any] = {
             "solver": "lcm",
             "boundary_scaling": self.section.boundary_scaling,
-            "spacing": "lcm" if self.section.num_steps == 50 and not flow else "trailing",
-            "allowed_steps": tuple(range(1, 9)),
+            "spacing": "lcm" if released else "trailing",
+            "timesteps": {} if released else picked(base, allowed),
+            "allowed_steps": allowed,
             "guidance": "embedded" if embedded else "off",
             "guidance_scale": (low + high) / 2 if embedded else 1.0,
             "guidance_range": (low, high) if embedded else None,

@@ -32,7 +32,7 @@ from fewstep.diffusion.timesteps import make_grid
 from fewstep.distillation import losses, targets
 from fewstep.distillation.lightning import chosen
 from fewstep.distillation.method import Context, Terms, normal
-from fewstep.distillation.progressive import few_steps
+from fewstep.distillation.progressive import few_steps, picked
 from fewstep.distillation.roles import ask, model_time
 from fewstep.distillation.sections import FlashMethod, FlashPhase
 from fewstep.errors import RecipeError
@@ -163,13 +163,15 @@ class Flash:
     def contract(self, base: SamplingContract) -> SamplingContract:
         """LCM's sampler on trailing grids of 1 to 4 steps, guidance off."""
         steps = self.section.student_steps
+        allowed = tuple(range(1, max(steps, 4) + 1))
         return few_steps(
             base,
             "flash",
             steps,
             solver="lcm",
             boundary_scaling=self.section.boundary_scaling,
-            allowed_steps=tuple(range(1, max(steps, 4) + 1)),
+            allowed_steps=allowed,
+            timesteps=picked(base, allowed),
         )
 
     def _way(self, context: Context) -> dict[str, Any]:

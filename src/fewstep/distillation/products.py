@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from fewstep.checkpoint import atomic, safetensors
 from fewstep.checkpoint.lora import save_lora
 from fewstep.data.backgrounds import recipe_folder
+from fewstep.diffusion.contract import SamplingContract
 from fewstep.distillation import build
 from fewstep.distillation.run import stage_folders, student
 from fewstep.distillation.sections import DistillationRecipe
@@ -27,6 +29,7 @@ def finish(recipe: DistillationRecipe, run_folder: Path) -> Path:
     samples as
     it must be sampled; the adapter of a lora stage on the teacher
     itself stands in it as ``adapter/pytorch_lora_weights.safetensors``.
+    Where diffusers' scheduler visits other times than the student must be, the card says which to give.
     A toy's student is a safetensors file with its contract.
 
     Returns:
@@ -49,6 +52,8 @@ def finish(recipe: DistillationRecipe, run_folder: Path) -> Path:
     texts = {name: (source / name).read_text("utf-8") for name in _LEGAL if (source / name).is_file()}
     if recipe.card is not None:
         texts["README.md"] = (recipe_folder(recipe.card) / "student.md").read_text("utf-8")
+    if times := other_times(contract):
+        texts["README.md"] = texts.get("README.md", "") + _note(times, contract.guidance_scale)
     components = Components(base.autoencoder, network.network, base.text_encoder, base.tokenizer, contract)
     load.save_pipeline(out, components, texts=texts, replace=True)
     last = recipe.stages[-1].student
@@ -63,3 +68,31 @@ def finish(recipe: DistillationRecipe, run_folder: Path) -> Path:
             contract_json=json.dumps(json.loads(contract.to_json())),
         )
     return out
+
+
+def other_times(contract: SamplingContract) -> dict[int, list[int]]:
+    """The right times, by step count, where diffusers' scheduler of a contract would visit others by itself.
+
+    Only ``LCMScheduler`` can be given any; those of flows are not looked at, diffusers' pipelines for U-Nets
+    do not take them.
+    """
+    import diffusers
+
+    config = contract.scheduler_config()
+    if config["_class_name"] != "LCMScheduler":
+        return {}
+    scheduler = diffusers.LCMScheduler.from_config(config)
+    found = {}
+    for n in contract.allowed_steps or (contract.num_inference_steps,):
+        times = [round(t) for t in contract.grid(n)[:-1]]
+        scheduler.set_timesteps(n)
+        if scheduler.timesteps.tolist() != times:
+            found[n] = times
+    return found
+
+
+def _note(times: Mapping[int, list[int]], scale: float) -> str:
+    calls = [f"    pipe(prompt, timesteps={listed}, guidance_scale={scale:g})" for listed in times.values()]
+    return "\n".join(
+        ["\n\n## Timesteps", "", "Plain diffusers must be told when to call this student:", "", *calls, ""]
+    )

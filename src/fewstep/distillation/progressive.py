@@ -119,3 +119,24 @@ def few_steps(base: SamplingContract, method: str, steps: int, **changes: Any) -
         "negative_prompt_effective": False,
     }
     return dataclasses.replace(base, **(fields | changes))
+
+
+def picked(base: SamplingContract, counts: Sequence[int]) -> dict[int, tuple[float, ...]]:
+    """Trailing times as diffusers' ``LCMScheduler`` rounds them, for counts where we round otherwise.
+
+    It takes every so-many-th of all T times, rounding towards noise: 333 is its third of three, and ours is
+    332. A network notices, so the contract of a student for that sampler has theirs.
+
+    Args:
+        base: whose schedule it is; a flow has no such times.
+        counts: of steps.
+    """
+    total = base.schedule.num_train_timesteps
+    if base.schedule.name == "rectified_flow":
+        return {}
+    found = {}
+    for n in counts:
+        times = total - 1.0 - np.floor(np.linspace(0, total, n, endpoint=False))
+        if not np.array_equal(times, make_grid(base.make_schedule(), "trailing", n)[:-1]):
+            found[n] = tuple(times.tolist())
+    return found
