@@ -226,6 +226,18 @@ def test_a_finished_last_stage_goes_on_to_a_later_stop(whole: Any, tmp_path: Pat
     assert done.finished and [result.images_seen for result in done.stages] == [longer.stages[-1].stop.images]
 
 
+def test_a_stage_that_ended_by_its_hours_stays_ended(tmp_path: Path) -> None:
+    recipe = toy("lcm")
+    hours = recipe.stages[0].stop.model_copy(update={"images": 10**6, "hours": 1e-9})
+    timed = recipe.model_copy(
+        update={"stages": (recipe.stages[0].model_copy(update={"stop": hours}), *recipe.stages[1:])}
+    )
+    distill(timed, tmp_path, on_progress=interrupted(16))
+    assert json.loads((tmp_path / "00-pretrain" / run.DONE).read_text())["stopped"] == "hours"
+    again = distill(timed, tmp_path, resume=True)
+    assert again.finished and [result.steps for result in again.stages] == [12]
+
+
 def test_a_stage_that_others_started_from_cannot_change(whole: Any, tmp_path: Path) -> None:
     shutil.copytree(whole("lcm"), tmp_path / "run")
     longer = with_stop(toy("lcm"), 0, 2 * toy("lcm").stages[0].stop.images)

@@ -134,7 +134,11 @@ def distill(
             if result.stopped not in ("images", "hours"):
                 return DistillationResult(folder, tuple(results), False, result.stopped)
             if main:
-                done = {"images_seen": result.images_seen, "contract": json.loads(stage.contract.to_json())}
+                done = {
+                    "images_seen": result.images_seen,
+                    "stopped": result.stopped,
+                    "contract": json.loads(stage.contract.to_json()),
+                }
                 atomic.write_text(folders[place] / DONE, json.dumps(done, indent=1) + "\n")
     return DistillationResult(folder, tuple(results), True, results[-1].stopped if results else "images")
 
@@ -151,8 +155,11 @@ def _is_done(folder: Path, recipe: StageRecipe, later: Sequence[Path], *, overri
         return False
     old = parse_as(StageRecipe, before.read_text(encoding="utf-8"), source=str(before))
     changes = check_resume(old, recipe, override=override)
-    seen = int(json.loads(done.read_text(encoding="utf-8"))["images_seen"])
-    finished = seen >= recipe.stop.images and not (override and changes)
+    end = json.loads(done.read_text(encoding="utf-8"))
+    # A clock that has run out does not start again, unless the recipe names another time.
+    timed_out = end["stopped"] == "hours" and old.stop.hours == recipe.stop.hours
+    reached = timed_out or end["images_seen"] >= recipe.stop.images
+    finished = reached and not (override and changes)
     begun = [other.name for other in later if checkpointing.found(other / "checkpoints")]
     if not finished and begun:
         raise RunError(
