@@ -1,9 +1,13 @@
 """A distillation stage as it is published: the same losses on the same draws, computed the long way.
 
-What Flash Diffusion's training code does and ours does not, each with a switch of its own: the teacher's way
-is computed once for the student's step and again for the critic's; the critic's step repeats the student's
-losses too, only to drop them; the teacher has weights of its own; images and captions are encoded in every
-batch. All numbers come from our own functions, so a difference in time is one of arrangement alone.
+What Flash Diffusion's training code (gojasper/flash-diffusion 21e2bba) does and ours does not, each with a
+switch of its own: the teacher's way is computed once for the student's step and again for the critic's; the
+critic's step repeats all the rest of the student's forward pass too, encoders and losses, only to drop it;
+the teacher has weights of its own; images and captions are encoded in every batch. All numbers come from our
+own functions, so a difference in time is one of arrangement alone.
+
+Kinder than that code: the empty caption is encoded once, not B times, and the captions once in a forward
+pass, not twice; both halves of guidance are one call; the critic's step builds no graph of the student.
 """
 
 from __future__ import annotations
@@ -36,8 +40,8 @@ class Wasteful:
     Args:
         stage: the task as it is.
         rollout: where the teacher and the student get to, again for every critic.
-        losses: the student's losses too, again for every critic.
-        encode: called once in every batch; None where the batches hold latents.
+        losses: the student's losses and the encoding too, again for every critic.
+        encode: called in every batch; None where the batches hold latents.
         latents: shape (1, ...) of one image's latents; needed with ``encode``.
     """
 
@@ -74,8 +78,7 @@ class Wasteful:
         images_seen: int,
     ) -> Loss:
         if self.encode is not None:
-            # Once for both steps, which is kind to code that would do it in each of them
-            if "encoded" not in shared:
+            if "encoded" not in shared or (self.losses and role != STUDENT):
                 shared["encoded"] = self.encode(batch)
             batch = batch | shared["encoded"]
         if role == STUDENT:

@@ -1,12 +1,12 @@
 """Optimiser steps of distillation: fewstep beside the arrangement of Flash Diffusion's published code.
 
 Flash in its adversarial phases and Lightning's first adversarial stage, on emoji-128, by our own training
-loop. Beside them five more arrangements of the same losses (`_baseline`), each with one more thing done the
-long way, so that the differences say where the time goes. Before anything is timed, every arrangement must
-give the same losses of student and critic on one batch, to 1e-6. The arrangements then take turns at the same
-optimiser steps, and each round gives one ratio; preparing the batch is in the clock. Peak memory comes from
-processes that hold one arrangement alone. Prints tables; a run with the default sizes writes
-docs/results/distillation_speed.json.
+loop. Beside them four more arrangements of the same losses (`_baseline`), each with one more thing done the
+long way, so that the differences say where the time goes; the last is the baseline. Before anything is timed,
+every arrangement must give the same losses of student and critic on one batch, to 1e-6. The arrangements then
+take turns at the same optimiser steps, and each round gives one ratio; preparing the batch is in the clock.
+Peak memory comes from processes that hold one arrangement alone. Prints tables; a run with the default sizes
+writes docs/results/distillation_speed.json.
 
     python benchmarks/distillation_speed.py [--rounds 7] [--steps 1] [--batch-size 16] [--threads 2]
 """
@@ -49,7 +49,7 @@ from fewstep.training.trainer import make_accelerator, make_state
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results" / "distillation_speed.json"
-DRAWINGS = ROOT / ".cache" / "emoji-128" / "drawings"
+CACHE = ROOT / ".cache" / "emoji-128"
 STAGES = {"flash": "flash", "lightning": "conditional-4"}
 DEFAULTS = {"rounds": 7, "steps": 1, "batch_size": 16}
 TOLERANCE = 1e-6
@@ -67,7 +67,7 @@ class Arrangement:
 
 
 FEWSTEP = Arrangement("fewstep")
-BASELINE = Arrangement("the student's losses again: baseline", True, True, True, True)
+BASELINE = Arrangement("all else again for the critic: baseline", True, True, True, True)
 CHAIN = (
     FEWSTEP,
     Arrangement("rollout again for the critic", rollout=True),
@@ -125,7 +125,7 @@ def teacher_steps(recipe: DistillationRecipe) -> float:
 
 def uncached(recipe: DistillationRecipe) -> _baseline.Uncached:
     """What the latent cache was made of."""
-    selection, drawings = load_selection(), open_drawings(DRAWINGS)
+    selection, drawings = load_selection(), open_drawings(CACHE / "drawings")
     items = compositions(
         drawings.items,
         load_backgrounds(),
@@ -138,7 +138,9 @@ def uncached(recipe: DistillationRecipe) -> _baseline.Uncached:
     samples = ComposedDrawings(drawings, items)
     manifest = json.loads((Path(recipe.data.path) / "cache.json").read_text("utf-8"))
     if manifest["data"] != samples.fingerprint() or manifest["mirrored"]:
-        sys.exit(f"{recipe.data.path}: not made of {DRAWINGS} by recipes/emoji-128/data.yaml; build it again")
+        sys.exit(
+            f"{recipe.data.path}: not made of {CACHE}/drawings by recipes/emoji-128/data.yaml; build it again"
+        )
     return _baseline.Uncached(samples, recipe.data.options.get("variant_weights"))  # type: ignore[arg-type]
 
 
@@ -326,11 +328,11 @@ def show(kind: str, result: dict[str, Any], arguments: argparse.Namespace) -> No
         f"or {result['largest_relative_difference']:.0e} of themselves"
     )
     columns = ("s/step", "steps/s", "CPU s", "evaluations", "times as long", "min", "max")
-    print(f"{'':40}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in columns))
+    print(f"{'':42}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in columns))
     for row in result["arrangements"]:
         ratio, mark = row["ratio"], "  " if row["name"] == FEWSTEP.name else "+ "
         print(
-            f"{mark + row['name']:40}{row['seconds_per_step']['median']:9.2f}{row['steps_per_second']:9.3f}"
+            f"{mark + row['name']:42}{row['seconds_per_step']['median']:9.2f}{row['steps_per_second']:9.3f}"
             f"{row['cpu_seconds_per_step']:9.2f}{row['denoiser_evaluations_per_image']:13.1f}"
             f"{ratio['median']:15.2f}{ratio['min']:9.2f}{ratio['max']:9.2f}"
         )
@@ -355,6 +357,11 @@ def main() -> None:
         kind, place = arguments.memory
         print(json.dumps(memory(kind, CHAIN[int(place)], arguments)))
         return
+    for file in (CACHE / "drawings" / "set.json", CACHE / "latents" / "cache.json"):
+        if not file.is_file():
+            sys.exit(
+                f"{file}: not here; make drawings and latents first (fewstep data, see make train-bundled)"
+            )
     load_at_start = os.getloadavg()[0]
     if load_at_start > 0.5:
         print(f"load average {load_at_start:.1f}: others are at work, times will say little", file=sys.stderr)
