@@ -146,7 +146,7 @@ def plot(
     axes.set_ylabel("share of pictures (dotted: real drawings)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="best")
     figure.text(0.02, 0.015, "\n".join([*said, foot]), fontsize=6.5, va="bottom")
     save_figure(figure, path)
     return said
