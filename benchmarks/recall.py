@@ -29,15 +29,22 @@ TIMES = (999, 800, 600, 400, 200, 100, 50)
 def main() -> None:
     """Print one row for each network."""
     parser = argparse.ArgumentParser(description="Error of x0 from full captions, by noise level.")
-    parser.add_argument("networks", nargs="+", type=Path, help="folders of a unet, or files of its weights")
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        type=Path,
+        help="folders of a unet, or files of its weights; default the landed one",
+    )
     parser.add_argument("--config", type=Path, default=ROOT / "weights" / "emoji-128" / "unet")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "emoji-128" / "latents")
     parser.add_argument("--n", type=int, default=256)
     given = parser.parse_args()
+    if not (given.cache / "latents.npy").is_file():
+        parser.error(f"{given.cache}: no latents; make them: fewstep data emoji-128, then with --autoencoder")
     x0, text = compositions(given.cache, given.n)
     print("| network | " + " | ".join(f"t {t}" for t in TIMES) + " |")
     print("|---" * (1 + len(TIMES)) + "|")
-    for path in given.networks:
+    for path in given.networks or [given.config]:
         errors = recall(network(path, given.config), x0, text)
         row = " | ".join(f"{error:.4f}" for error in errors)
         print(f"| {'/'.join(path.parts[-3:])} | {row} |", flush=True)
