@@ -14,7 +14,6 @@ writes docs/results/distillation_speed.json.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -202,10 +201,10 @@ class Side:
             self.loop.step(next(batches))
         return (time.perf_counter() - began) / count, (time.process_time() - used) / count
 
-    def weights(self, base: build.Base) -> float:
-        """MiB of the networks that distillation holds: the base, and what is in the stage."""
+    def weights(self) -> float:
+        """MiB of the networks that a stage holds."""
         modules = [role.role.module for role in self.state.roles.values()]
-        held = {p for m in (base.network, *modules) if m is not None for p in m.parameters()}
+        held = {p for module in modules for p in module.parameters()}
         return sum(p.numel() * p.element_size() for p in held) / 2**20
 
 
@@ -248,9 +247,7 @@ def measure(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Check and time every arrangement of a recipe, in turns."""
     recipe = read(kind, arguments.batch_size, arguments.threads)
     base = build.open_base(recipe)
-    sides = [
-        Side(recipe, base, part, copy.deepcopy(base.network) if part.teacher else None) for part in CHAIN
-    ]
+    sides = [Side(recipe, base, part, own_teacher(base, part)) for part in CHAIN]
     steps, count = adversarial_steps(recipe), arguments.steps
     checked = check(sides, steps[0])
     for side in sides:
@@ -284,6 +281,11 @@ def measure(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def own_teacher(base: build.Base, kind: Arrangement) -> Any:
+    """Another copy of the base's network, where the arrangement has a teacher of its own."""
+    return base.open_network() if kind.teacher and base.open_network is not None else None
+
+
 def memory(kind: str, arrangement: Arrangement, arguments: argparse.Namespace) -> dict[str, float]:
     """MiB at the peak of this process: after its imports, and after two optimiser steps."""
     import accelerate  # noqa: F401
@@ -294,10 +296,9 @@ def memory(kind: str, arrangement: Arrangement, arguments: argparse.Namespace) -
     imported = peak()
     recipe = read(kind, arguments.batch_size, arguments.threads)
     base = build.open_base(recipe)
-    # `run.distill` holds the base as long as it runs, so a teacher of its own need not be another copy
-    side = Side(recipe, base, arrangement, base.network)
+    side = Side(recipe, base, arrangement, own_teacher(base, arrangement))
     side.seconds(adversarial_steps(recipe)[0], 2)
-    return {"imported": imported, "peak": peak(), "networks": side.weights(base)}
+    return {"imported": imported, "peak": peak(), "networks": side.weights()}
 
 
 def peak() -> float:

@@ -376,7 +376,7 @@ def test_check_19_a_larger_picture_is_more_patches_of_the_same_judgement() -> No
 def test_check_20_accuracy_begins_at_a_half_and_rises_on_a_fixed_student(kind: str) -> None:
     recipe = tiny.recipe({"methods": [JUDGED[kind]]}, data={"source": "points", "batch_size": 64})
     base = tiny.base(dataset=tiny.Points(64))
-    assert base.network is not None
+    assert base.open_network is not None
     torch.manual_seed(1)
     stage = build.build_stage(recipe, 0, base, [])
     with torch.no_grad():  # a student that is easy to tell from anything

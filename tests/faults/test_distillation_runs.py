@@ -290,7 +290,7 @@ def test_t15_the_teacher_keeps_every_bit_and_gets_no_gradient(
 
 def test_t15_an_exact_teacher_has_nothing_to_move(whole: Any) -> None:
     base = build.open_base(toy("lcm"))
-    assert base.network is None and base.mixture is not None
+    assert base.open_network is None and base.mixture is not None
     assert set(tiny_runs.hashes(whole("lcm") / "00-pretrain")) == {
         f"student{part}.safetensors" for part in ("", ".ema", ".optimiser")
     }

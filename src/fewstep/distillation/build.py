@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,9 +51,10 @@ class Base:
         contract: how it is sampled.
         schedule: of all times.
         dataset: where x0 and conditions come from.
-        network: its denoiser as it is called, None for an exact teacher.
+        open_network: loads its denoiser as it is called, a new one every time, because a stage that trains an
+            adapter on it needs no second copy in memory; None for an exact teacher.
         mixture: the exact teacher.
-        components: of a pipeline folder.
+        components: of a pipeline folder; the denoiser without its weights.
         sample: one sample of the data as a batch, to measure networks with.
         null_class: the class that means none.
     """
@@ -61,7 +62,7 @@ class Base:
     contract: SamplingContract
     schedule: Schedule
     dataset: Dataset
-    network: nn.Module | None
+    open_network: Callable[[], nn.Module] | None
     mixture: GaussianMixture | None
     components: Components | None
     sample: Mapping[str, Any]
@@ -94,17 +95,19 @@ def open_base(recipe: sections.DistillationRecipe) -> Base:
     if recipe.teacher.mixture is not None:
         return _toy(recipe, recipe.teacher.mixture)
     assert recipe.teacher.pipeline is not None
-    components = load.pipeline(Path(recipe.teacher.pipeline).expanduser())
+    folder = Path(recipe.teacher.pipeline).expanduser()
+    components = load.pipeline(folder)
+    components = dataclasses.replace(components, denoiser=components.denoiser.to("meta"))
     dataset = open_dataset(recipe.data)
     if recipe.conditions is not None:
         dataset = conditioned.Conditioned(dataset, Path(recipe.conditions).expanduser())
-    sample, network = _first(dataset), components.denoiser
-    conditioned.check(dict(network.config), sample, recipe.teacher.null_class)
+    sample = _first(dataset)
+    conditioned.check(dict(components.denoiser.config), sample, recipe.teacher.null_class)
     return Base(
         components.contract,
         components.contract.make_schedule(),
         dataset,
-        ConditionedUNet(network),
+        lambda: ConditionedUNet(load.denoiser(folder / "unet")),
         None,
         components,
         sample,
@@ -217,10 +220,10 @@ def _start(recipe: sections.DistillationRecipe, place: int, base: Base, folders:
         )
     if source is not None:
         return result(recipe, source, base, folders)
-    if base.network is not None:
+    if base.open_network is not None:
         if section.start == "random":
             raise RecipeError(f"stage {recipe.stages[place].name}: start random is for mixtures; use teacher")
-        return copy.deepcopy(base.network)
+        return base.open_network()
     if section.start != "random":
         raise RecipeError(
             f"stage {recipe.stages[place].name}: a mixture has no network to start from; use start random"
@@ -279,12 +282,11 @@ def build_stage(recipe: sections.DistillationRecipe, place: int, base: Base, fol
     elif alone:
         teacher = NetworkTeacher(network, base.schedule, teacher_type, partial(adapters.disabled, inner))
     else:
-        module = (
-            copy.deepcopy(base.network)
-            if teacher_stage is None
-            else result(recipe, teacher_stage, base, folders)
-        )
-        assert module is not None
+        if teacher_stage is None:
+            assert base.open_network is not None
+            module = base.open_network()
+        else:
+            module = result(recipe, teacher_stage, base, folders)
         module.requires_grad_(False).eval()
         teacher = NetworkTeacher(module, base.schedule, teacher_type)
         teacher_role = Role(module=module, weights=module, optimiser=None, schedule=section.schedule)

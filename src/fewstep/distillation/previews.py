@@ -49,7 +49,7 @@ class GridHooks(StageHooks):
         The teacher is the recipe's pipeline, drawn once as its contract says. A student that keeps its
         teacher's way comes near; an adversarial one may leave it and draw no worse.
         """
-        if base.components is None or base.network is None or not recipe.samples.prompts:
+        if base.components is None or base.open_network is None or not recipe.samples.prompts:
             return ()
         fixed, ends = _fixed(stage, base, recipe), _teacher_ends(stage, base, recipe)
 
@@ -101,10 +101,10 @@ def _fixed(stage: Stage, base: Base, recipe: StageRecipe) -> _Fixed:
 
 def _teacher_ends(stage: Stage, base: Base, recipe: StageRecipe) -> Tensor:
     fixed, contract = _fixed(stage, base, recipe), base.contract
-    assert base.network is not None
+    assert base.open_network is not None
     _, null = conditions_of(base.sample, base.null_class)
     guided = contract.guidance_scale != 1.0 and null is not None
-    denoise = NetworkTeacher(base.network, base.schedule, contract.prediction_type).denoiser(
+    denoise = NetworkTeacher(base.open_network(), base.schedule, contract.prediction_type).denoiser(
         fixed.told,
         null,
         contract.guidance_scale if guided else 1.0,

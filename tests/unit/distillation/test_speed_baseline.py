@@ -96,7 +96,7 @@ def test_every_arrangement_has_the_same_losses(kind: str, waste: str, own: bool)
     """Also after steps that followed from them, so gradients are equal as well."""
     base = tiny.base()
     ours = Stage(kind, base)
-    teacher = copy.deepcopy(base.network) if own else None
+    teacher = base.open_network() if own else None
     theirs = Stage(kind, base, teacher=teacher, **WASTE[waste])
     for _ in range(3):
         expected = ours.step()
@@ -124,7 +124,7 @@ def test_what_is_said_to_be_done_again_is_done_again() -> None:
 def test_a_teacher_of_its_own_shares_nothing_with_the_student() -> None:
     base = tiny.base()
     assert len(Stage("flash", base).networks) == 1
-    student, teacher = Stage("flash", base, teacher=copy.deepcopy(base.network), **WASTE["both"]).networks
+    student, teacher = Stage("flash", base, teacher=base.open_network(), **WASTE["both"]).networks
     assert not set(student.parameters()) & set(teacher.parameters())
 
 
@@ -182,7 +182,7 @@ def test_encoding_every_batch_gives_what_the_cache_holds(tiny_components: Compon
     theirs = Stage(
         "flash",
         base,
-        teacher=copy.deepcopy(base.network),
+        teacher=base.open_network(),
         dataset=uncached,
         rollout=True,
         losses=True,

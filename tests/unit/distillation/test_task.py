@@ -177,11 +177,11 @@ def judged_task(rate: Schedule) -> StageTask:
     judge = PairDiscriminator(backbone, "encoder", Head(16, 4, None))
     method = Lightning(section, tiny.ZERO_SNR, judge, rate)
     base = tiny.base()
-    assert base.network is not None
+    assert base.open_network is not None
     return StageTask(
         student=Role(module=student, weights=student, optimiser=Optimiser(), schedule=Schedule()),
         student_type="v_prediction",
-        teacher=NetworkTeacher(base.network, tiny.ZERO_SNR, "v_prediction"),
+        teacher=NetworkTeacher(base.open_network(), tiny.ZERO_SNR, "v_prediction"),
         teacher_role=None,
         methods=[Weighted(1.0, method)],
         schedule=tiny.ZERO_SNR,
@@ -323,8 +323,8 @@ def test_a_network_that_teaches_itself_does_not_drop_out_as_teacher() -> None:
     assert network.training and list(run.state.roles) == ["student"]
     x, t = torch.randn(4, 2), np.full(4, 500.0)
     told = Conditions(classes=torch.zeros(4, dtype=torch.int64))
-    assert base.network is not None
-    expected = ask(base.network, x, t, told, base.schedule, "v_prediction").x0
+    assert base.open_network is not None
+    expected = ask(base.open_network(), x, t, told, base.schedule, "v_prediction").x0
     torch.testing.assert_close(run.task.teacher.denoiser(told)(x, t).x0, expected)
     assert network.training
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -161,7 +162,8 @@ def base(network: nn.Module | None = None, dataset: Any = None, **contract: Any)
         for key, value in dataset.batch(np.zeros(1, np.int64), np.random.default_rng(0)).items()
     }
     classes = network.classes if isinstance(network, MLPDenoiser) else None
-    return build.Base(made, made.make_schedule(), dataset, network, None, None, sample, classes)
+    opened = None if network is None else lambda: copy.deepcopy(network)
+    return build.Base(made, made.make_schedule(), dataset, opened, None, None, sample, classes)
 
 
 class Run:
