@@ -248,8 +248,8 @@ def tensors(style: str = "diffusers", **changes: Any) -> Callable[[dict, dict], 
         ("diffusers", header(lora_alpha=float("inf")), "is inf"),
         ("diffusers", header(alpha_pattern={"(a+)+$": 3}), "alpha_pattern"),
         ("diffusers", header(alpha_pattern=[3]), "alpha_pattern|AttributeError"),
-        ("kohya", tensors("kohya", lora_down__weight=None), "names cannot be read"),
-        ("kohya", tensors("kohya", lora_up__weight=None), "names cannot be read"),
+        ("kohya", tensors("kohya", lora_down__weight=None), "only one of the two"),
+        ("kohya", tensors("kohya", lora_up__weight=None), "only one of the two"),
         ("kohya", tensors("kohya", lora_up__weight=torch.zeros(8, 2)), "do not multiply"),
         ("kohya", tensors("kohya", lora_mid__weight=torch.zeros(3, 3, 3, 3)), "lora_mid"),
         ("kohya", tensors("kohya", hada_w1_a=torch.zeros(3, 3)), "hada_w1_a"),
@@ -257,19 +257,19 @@ def tensors(style: str = "diffusers", **changes: Any) -> Callable[[dict, dict], 
         ("kohya", tensors("kohya", alpha=torch.tensor(-1.0)), "is -1.0"),
         ("kohya", tensors("kohya", alpha=torch.ones(2)), "not one number"),
         (
-            "kohya",  # names of both kinds: diffusers would drop this layer
+            "kohya",  # one layer under names of both kinds
             lambda found, texts: found.update(
                 {
-                    f"lora_unet_input_blocks_4_1_proj_in.lora_{s}.weight": torch.zeros(3, 3)
+                    f"lora_unet_input_blocks_1_1_proj_in.lora_{s}.weight": torch.zeros(3, 3)
                     for s in ("down", "up")
                 }
             ),
-            "told apart",
+            "are the same tensor",
         ),
         (
             "kohya",
             lambda found, texts: found.update({"lora_te_a.lora_down.weight": torch.zeros(3, 3)}),
-            "lora_te_a",
+            "text_encoder layer 'a'",
         ),
     ],
 )
