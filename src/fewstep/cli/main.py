@@ -23,6 +23,8 @@ from fewstep.errors import Cancelled, FewstepError
 
 COMMANDS: dict[str, str] = {
     "generate": "Draw images from a prompt, or change an image, and save them.",
+    "txt2img": "Draw images with the options of CompVis' scripts/txt2img.py.",
+    "img2img": "Change an image with the options of CompVis' scripts/img2img.py.",
     "info": "Say what an image, a weight file or a model folder is.",
     "models": "List the models that can be used here.",
     "doctor": "Say what was found on this machine and what is missing.",
@@ -43,6 +45,20 @@ class _Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> Any:
         return use_plain_types(super().get_params(ctx))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        headings = {getattr(param, "rich_help_panel", None) for param in self.get_params(ctx)} - {None}
+        if not headings:
+            super().format_options(ctx, formatter)
+            return
+        # Typer shows headings with rich only, whose import takes longer than the help itself.
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if (line := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(line)
+        for heading, lines in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(lines)
 
 
 class _LazyGroup(TyperGroup):
