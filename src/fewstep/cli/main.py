@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "txt2img": "Draw images with the options of CompVis' scripts/txt2img.py.",
     "img2img": "Change an image with the options of CompVis' scripts/img2img.py.",
     "info": "Say what an image, a weight file or a model folder is.",
+    "convert": "Convert weight files and pipeline folders, pickles too, to another layout or type.",
     "models": "List the models that can be used here.",
     "doctor": "Say what was found on this machine and what is missing.",
     "data": "Prepare training data.",
