@@ -52,11 +52,12 @@ def run(order: Order) -> None:
     check(order)
     prompts = read_prompts(order.from_file) if order.from_file is not None else [order.prompt]
     image = _read_image(order.init_img)
+    config = compvis_model.read_config(order.config) if order.config is not None else None
     output.show_logs(quiet=order.quiet)
     drawing = open_engine(order.ckpt)
     compvis_model.check_latents(drawing.info, order.channels, order.downscale)
-    if order.config is not None:
-        compvis_model.check_config(order.config, drawing.info)
+    if order.config is not None and config is not None:
+        compvis_model.check_config(order.config, config, drawing.info)
     say: Callable[[str], None] = (lambda text: None) if order.quiet else output.note
     with _in_our_words(order.task):
         shots = plan(order, drawing.info, prompts, image, say)

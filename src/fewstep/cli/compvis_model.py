@@ -99,18 +99,21 @@ def check_latents(info: ModelInfo, channels: int | None, downscale: int | None) 
             )
 
 
-def check_config(path: Path, info: ModelInfo) -> None:
+def check_config(path: Path, params: Mapping[str, Any], info: ModelInfo) -> None:
     """Compare a YAML config of CompVis with the model. Nothing else of it is used.
 
     Compared are ``parameterization``, ``timesteps``, ``linear_start``, ``linear_end`` and ``channels`` under
     ``model.params``, those that are there; ``parameterization`` is "eps" where it is missing, as in CompVis'
     code. No class that the file names is imported.
 
+    Args:
+        path: of the config, for errors.
+        params: from `read_config`.
+        info: the model.
+
     Raises:
-        NotFoundError: no such file.
-        UsageError: not such a config, or one of another kind of model.
+        UsageError: it is the config of another kind of model.
     """
-    params = _params(path)
     contract = info.contract
     kind = params.get("parameterization", "eps")
     if _PARAMETERIZATIONS.get(str(kind)) != contract.prediction_type:
@@ -135,8 +138,13 @@ def _other_model(path: Path, key: str, value: object, info: ModelInfo, own: obje
     )
 
 
-def _params(path: Path) -> Mapping[str, Any]:
-    """``model.params`` of a config."""
+def read_config(path: Path) -> Mapping[str, Any]:
+    """Read ``model.params`` of a YAML config of CompVis.
+
+    Raises:
+        NotFoundError: no such file.
+        UsageError: not such a config, or one that is not as plain as theirs.
+    """
     import yaml
 
     if not path.is_file():

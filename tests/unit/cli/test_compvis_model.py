@@ -143,6 +143,10 @@ model:
 """
 
 
+def check(path: Path, info: ModelInfo) -> None:
+    compvis_model.check_config(path, compvis_model.read_config(path), info)
+
+
 def config(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
@@ -150,7 +154,7 @@ def config(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_config_of_the_model_is_accepted(tmp_path: Path) -> None:
-    compvis_model.check_config(config(tmp_path, V1), STABLE_DIFFUSION)
+    check(config(tmp_path, V1), STABLE_DIFFUSION)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +179,7 @@ def test_the_config_of_another_model_is_refused(
 ) -> None:
     assert V1.replace(*change) != V1
     with pytest.raises(UsageError, match=message):
-        compvis_model.check_config(config(tmp_path, V1.replace(*change)), STABLE_DIFFUSION)
+        check(config(tmp_path, V1.replace(*change)), STABLE_DIFFUSION)
 
 
 def test_betas_are_compared_with_models_that_have_some(tmp_path: Path) -> None:
@@ -184,7 +188,7 @@ def test_betas_are_compared_with_models_that_have_some(tmp_path: Path) -> None:
     )
     flow = dataclasses.replace(FAKE, contract=contract)
     text = V1.replace("    channels", "    parameterization: x0\n    channels")
-    compvis_model.check_config(config(tmp_path, text), flow)
+    check(config(tmp_path, text), flow)
 
 
 @pytest.mark.parametrize(
@@ -203,14 +207,14 @@ def test_betas_are_compared_with_models_that_have_some(tmp_path: Path) -> None:
 )
 def test_what_is_no_config_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a config of CompVis"):
-        compvis_model.check_config(config(tmp_path, text), STABLE_DIFFUSION)
+        check(config(tmp_path, text), STABLE_DIFFUSION)
 
 
 def test_a_config_runs_no_code(tmp_path: Path) -> None:
     made = tmp_path / "made"
     text = V1.replace("timesteps: 1000", f"timesteps: !!python/object/apply:os.mkdir ['{made}']")
     with pytest.raises(UsageError, match="not a config of CompVis"):
-        compvis_model.check_config(config(tmp_path, text), STABLE_DIFFUSION)
+        check(config(tmp_path, text), STABLE_DIFFUSION)
     assert not made.exists()
 
 
@@ -219,13 +223,13 @@ def test_a_config_that_would_grow_without_bound_is_refused_at_once(tmp_path: Pat
     lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)]
     start = time.monotonic()
     with pytest.raises(UsageError, match="not a config of CompVis"):
-        compvis_model.check_config(config(tmp_path, "\n".join(lines)), STABLE_DIFFUSION)
+        check(config(tmp_path, "\n".join(lines)), STABLE_DIFFUSION)
     assert time.monotonic() - start < 1.0
 
 
 def test_a_config_that_is_not_there() -> None:
     with pytest.raises(NotFoundError, match=r"v1-inference.yaml: no such file; leave --config out"):
-        compvis_model.check_config(Path("configs/stable-diffusion/v1-inference.yaml"), STABLE_DIFFUSION)
+        check(Path("configs/stable-diffusion/v1-inference.yaml"), STABLE_DIFFUSION)
 
 
 # --- the size of an initial image ---
