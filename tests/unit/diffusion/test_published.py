@@ -257,6 +257,7 @@ def test_strength_leaves_at_least_one_step():
     assert sentences("sdxl-lightning-4step-unet", strength=0.2) == [
         "strength 0.2 leaves none of 4 steps, so one is run; use 0.25 or more"
     ]
+    assert len(sentences("sdxl-lightning-4step-unet", strength=0.24)) == 1
     assert sentences("sdxl-lightning-4step-unet", strength=0.25) == []
     (wrong,) = unfit(contract("sdxl-lightning-1step-unet"), strength=0.75)
     assert wrong.wanted == 1.0
