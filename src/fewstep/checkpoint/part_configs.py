@@ -93,6 +93,9 @@ def unet_config(
         "norm_eps": 1e-05,
         "center_input_sample": False,
     }
+    if family == "sd2":
+        # 2.1 needs it in float16 and 2.0 does not mind; the two have the same keys
+        config["upcast_attention"] = True
     if "time_embedding.cond_proj.weight" in shapes:  # the guidance scale of LCM students
         config["time_cond_proj_dim"] = _dim(shapes, "time_embedding.cond_proj.weight", 1)
     if family == "sdxl":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,10 +113,9 @@ def open_folder(
             f"{path}/model_index.json: _class_name is {shown(repr(index.get('_class_name')))}; only {names} "
             "is converted"
         )
-    predicted = prediction_type
-    if predicted is None and (path / "scheduler" / "scheduler_config.json").is_file():
-        found = _read_json(path / "scheduler" / "scheduler_config.json").get("prediction_type")
-        predicted = found if found in ("epsilon", "v_prediction") else None
+    scheduler_file = path / "scheduler" / "scheduler_config.json"
+    scheduler = _read_json(scheduler_file) if scheduler_file.is_file() else {}
+    predicted = prediction_type or scheduler.get("prediction_type")
     with contextlib.ExitStack() as stack:
         stores = {
             name: _store(path, name, _library(path, name, value), stack)
@@ -127,8 +126,9 @@ def open_folder(
             {name: store.entries for name, store in stores.items()},
             str(path),
             family=family,
-            prediction_type=predicted,
+            prediction_type=predicted if predicted in ("epsilon", "v_prediction") else None,
         )
+        detected = replace(detected, zero_terminal_snr=scheduler.get("rescale_betas_zero_snr") is True)
         yield Folder(
             path=path,
             detected=detected,
