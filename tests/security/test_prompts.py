@@ -156,6 +156,11 @@ def test_H13_wildcards_cannot_multiply_a_prompt() -> None:
     assert len(expansion.warnings) <= 21
 
 
+def test_H13_half_a_million_characters_of_open_tags_are_read_once() -> None:
+    # Looking for the closing bracket again behind each of them would be 75 billion characters.
+    assert seconds(cut_networks, "<a:" * 170_000, tries=1) < 1.0
+
+
 def test_H13_many_arms_are_drawn_quickly() -> None:
     # One after the other would be 30,000 times 30,000.
     text = "{9999$$" + "|" * 30_000 + "}"

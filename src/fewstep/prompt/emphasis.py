@@ -11,7 +11,7 @@ none        brackets are text, so there are no weights
 
 We take the mean per row, so that an image does not depend on its neighbours in the batch, and do not rescale
 where the mean is too near zero to divide by. ComfyUI interpolates between the empty prompt and the token
-instead, and InvokeAI blends prompts (Compel): the same text gives three different pictures.
+instead, and InvokeAI uses Compel: the same text gives three different pictures.
 """
 
 from __future__ import annotations

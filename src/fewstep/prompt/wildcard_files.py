@@ -13,6 +13,7 @@ from fewstep.errors import DataError, NotFoundError
 
 MAX_FILES = 10_000
 MAX_BYTES = 4 * 2**20
+MAX_LINE = 16_384
 
 
 class WildcardFolder(Mapping[str, tuple[str, ...]]):
@@ -53,7 +54,8 @@ class WildcardFolder(Mapping[str, tuple[str, ...]]):
 
         Raises:
             KeyError: no such name.
-            DataError: the file is larger than 4 MiB or cannot be read.
+            DataError: the file is larger than 4 MiB, has a line of more than 16,384 characters, or cannot be
+                read.
         """
         if name not in self._lines:
             self._lines[name] = _read(self._files[name])
@@ -74,5 +76,9 @@ def _read(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file") from None
     if len(data) > MAX_BYTES:
         raise DataError(f"{path}: larger than {MAX_BYTES // 2**20} MiB; a wildcard is a list of short lines")
-    lines = (line.strip() for line in data.decode("utf-8-sig", "replace").splitlines())
+    lines = [line.strip() for line in data.decode("utf-8-sig", "replace").splitlines()]
+    if max(map(len, lines), default=0) > MAX_LINE:
+        raise DataError(
+            f"{path}: a line of more than {MAX_LINE} characters; a wildcard is a list of short lines"
+        )
     return tuple(line for line in lines if line and not line.startswith("#"))

@@ -114,39 +114,35 @@ class _Expander:
         self._draw = draw
         self._wildcards = wildcards
         self._out: list[str] = []
-        self._written = self._read = self._used = 0
+        self._read = self._used = 0
         # What is still to be done, last first: a stretch of a template and its depth, or a text to write.
         self._todo: list[tuple[_Template, int, int, int] | str] = []
         self.warnings: list[str] = []
 
     def run(self, text: str) -> Expansion:
         self._begin(text, 0)
-        while self._todo and self._written <= MAX_CHARACTERS:
+        while self._todo:
             task = self._todo.pop()
             if isinstance(task, str):
-                self._write(task)
+                self._out.append(task)
             else:
                 self._stretch(*task)
-        if self._written > MAX_CHARACTERS:
+        text = "".join(self._out)
+        if len(text) > MAX_CHARACTERS:
             self.warnings.append(
                 f"the expanded prompt is longer than {MAX_CHARACTERS} characters: the rest is cut off"
             )
-        text = "".join(self._out)[:MAX_CHARACTERS]
-        return Expansion(text=text, warnings=shortlist(self.warnings))
+        return Expansion(text=text[:MAX_CHARACTERS], warnings=shortlist(self.warnings))
 
     def _begin(self, text: str, depth: int) -> None:
         template = _template(text)
         self._read += len(text)
         self._todo.append((template, 0, len(template.pieces), depth))
 
-    def _write(self, text: str) -> None:
-        self._out.append(text)
-        self._written += len(text)
-
     def _stretch(self, template: _Template, index: int, end: int, depth: int) -> None:
         """Write up to the next choice or wildcard, and put that and the rest on the list."""
         while index < end and index not in template.choices and index not in template.names:
-            self._write(template.pieces[index])
+            self._out.append(template.pieces[index])
             index += 1
         if index == end:
             return
@@ -166,7 +162,7 @@ class _Expander:
         refusal = self._refusal(name, lines, depth)
         if lines is None or refusal is not None:
             self.warnings.append(f"{piece} is left as it stands: {refusal}")
-            self._write(piece)
+            self._out.append(piece)
             return
         self._used += 1
         self._begin(lines[int(self._draw() * len(lines))], depth + 1)

@@ -163,6 +163,7 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path: Path, monkeypatch: py
 def test_files_that_cannot_be_used_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fewstep.prompt.wildcard_files.MAX_BYTES", 2**20)
     (tmp_path / "large.txt").write_bytes(b"x" * (2**20 + 1))
+    (tmp_path / "long.txt").write_text("x\n" + "y" * 20_000)
     (tmp_path / "gone.txt").write_text("x")
     folder = WildcardFolder(tmp_path)
     (tmp_path / "gone.txt").unlink()
@@ -170,3 +171,5 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path, monkeypatch: pyte
         expand("__large__", 0, folder)
     with pytest.raises(DataError, match=r"gone\.txt: cannot be read"):
         expand("__gone__", 0, folder)
+    with pytest.raises(DataError, match=r"long\.txt: a line of more than 16384"):
+        expand("__long__", 0, folder)
