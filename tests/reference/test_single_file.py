@@ -384,11 +384,13 @@ def test_a_converted_folder_draws_what_the_networks_draw(family: str, tmp_path: 
     name = {"sd1": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[family]
     cls = getattr(diffusers, name)
     end = "<|endoftext|>"
+    tokens = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end}
     first, second = (
         CLIPTokenizer.from_pretrained(
             tmp_path / "clip",
             model_max_length=16,
-            **{"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": padding},
+            **tokens,
+            pad_token=padding,
         )
         for padding in (end, "!")
     )
