@@ -58,10 +58,10 @@ def test_c03_torch_and_openvino_networks_agree(engines, size):
     x = rng.standard_normal((2, 4, height // 8, width // 8), dtype=np.float32)
     ids = rng.integers(0, 34, (2, 12))
     mask = (np.arange(12) < np.array([[2], [7]])).astype(np.int64)
-    text = first.encode_text(ids, mask)
+    text = first.encode_text([ids], [mask])
     pixels = rng.uniform(-1, 1, (1, 3, height, width)).astype(np.float32)
     for call in (
-        lambda backend: backend.encode_text(ids, mask),
+        lambda backend: backend.encode_text([ids], [mask]).tokens,
         lambda backend: backend.denoise(x, np.array([999.0, 40.0], dtype=np.float32), text),
         lambda backend: backend.encode_image(pixels),
         lambda backend: backend.decode(x[:1]),

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from fewstep.diffusion.arrays import FloatArray
 from fewstep.diffusion.prediction import PREDICTION_TYPES
 from fewstep.diffusion.schedule import BETA_SCHEDULES, FlowSchedule, Schedule, make_schedule
@@ -19,6 +21,12 @@ from fewstep.errors import CheckpointError, FewstepError, UsageError
 VERSION = 1
 
 GUIDANCE_KINDS = ("off", "classifier_free", "embedded")
+FINAL_SIGMAS = ("zero", "sigma_min")
+
+_ONE_MORE = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
+"""Solvers whose diffusers schedulers take one time more than asked for and leave out the least noise."""
+_NOT_ROUNDED = ("euler", "euler_a", "heun")
+"""Solvers whose diffusers schedulers do not round times with linspace spacing, and start from sigma eps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +87,10 @@ class SamplingContract:
     spacing: str = "trailing"
     steps_offset: int = 0
     """For ``leading`` spacing."""
+    set_alpha_to_one: bool = True
+    """Whether ``ddim`` and ``plms`` end at clean data; else at table entry 0 (Stable Diffusion 1 and 2)."""
+    final_sigmas_type: str = "zero"
+    """Where the solvers in sigma space end: ``zero`` at clean data, ``sigma_min`` at table entry 0."""
     start_timestep: float | None = None
     """First time of every grid, if it is not the schedule's terminal time."""
     timesteps: dict[int, tuple[float, ...]] = field(default_factory=dict)
@@ -114,6 +126,7 @@ class SamplingContract:
         _one_of("prediction_type", self.prediction_type, PREDICTION_TYPES)
         _one_of("schedule.name", self.schedule.name, (*BETA_SCHEDULES, "rectified_flow"))
         _one_of("spacing", self.spacing, tuple(name for name in SPACINGS if name != "explicit"))
+        _one_of("final_sigmas_type", self.final_sigmas_type, FINAL_SIGMAS)
         _one_of("guidance", self.guidance, GUIDANCE_KINDS)
         for name in ("guidance_scale", "guidance_rescale"):
             if not math.isfinite(getattr(self, name)):
@@ -140,23 +153,67 @@ class SamplingContract:
         """The solver with the contract's parameters."""
         return get_solver(self.solver, eta=self.eta, gamma=self.gamma, boundary_scaling=self.boundary_scaling)
 
-    def grid(self, num_inference_steps: int | None = None) -> FloatArray:
+    def grid(self, num_inference_steps: int | None = None, solver: str | None = None) -> FloatArray:
         """The times to visit, N + 1 of them; see `timesteps.make_grid`.
+
+        On discrete schedules they are those of the solver's scheduler in diffusers: DPM-Solver and UniPC
+        leave out the least noise of a ``leading`` or ``linspace`` grid of N + 1, Euler and Heun do not round
+        ``linspace``, and `set_alpha_to_one` and `final_sigmas_type` say where the last step goes.
 
         Args:
             num_inference_steps: N; None is the contract's default.
+            solver: name of the solver that will visit them; None is the contract's own.
 
         Raises:
             UsageError: N is out of range, or not one that the weights were made for.
         """
         n = self.num_inference_steps if num_inference_steps is None else num_inference_steps
+        name = self.solver if solver is None else solver
         if self.allowed_steps is not None and n not in self.allowed_steps:
             allowed = ", ".join(str(count) for count in self.allowed_steps)
             raise UsageError(f"steps is {n}: this model was made for {allowed}, give one of these")
         schedule = self.make_schedule()
+        if isinstance(schedule, FlowSchedule):
+            if n in self.timesteps:
+                return make_grid(schedule, "explicit", n, explicit=self.timesteps[n])
+            return make_grid(schedule, self.spacing, n, start=self.start_timestep)
+        grid = self._table_times(schedule, n, name)
+        if self._ends_above_zero(name):
+            grid[-1] = 0.0
+        return grid
+
+    def _table_times(self, schedule: Schedule, n: int, solver: str) -> FloatArray:
+        """The grid on a discrete schedule, with the clean end."""
         if n in self.timesteps:
             return make_grid(schedule, "explicit", n, explicit=self.timesteps[n])
-        return make_grid(schedule, self.spacing, n, start=self.start_timestep, steps_offset=self.steps_offset)
+        one_more = solver in _ONE_MORE and self.spacing in ("leading", "linspace")
+        count = n + 1 if one_more and 1 <= n < self.schedule.num_train_timesteps else n
+        grid = make_grid(
+            schedule, self.spacing, count, start=self.start_timestep, steps_offset=self.steps_offset
+        )
+        if solver in _NOT_ROUNDED and self.spacing == "linspace":
+            grid[:-1] = np.linspace(grid[0], 0.0, n)
+        return np.delete(grid, n) if count > n else grid
+
+    def _ends_above_zero(self, solver: str) -> bool:
+        if solver in ("ddim", "plms"):
+            return not self.set_alpha_to_one
+        return self.final_sigmas_type == "sigma_min" and solver in (*_ONE_MORE, "euler", "heun")
+
+    def first_noise(self, t: float, solver: str | None = None) -> float:
+        """The factor on standard normal noise with which pure noise enters the first step.
+
+        1, but sigma(t) for Euler, ancestral Euler and Heun unless the spacing is ``leading``: diffusers'
+        ``init_noise_sigma`` (0.998 on Stable Diffusion's schedule).
+
+        Args:
+            t: the first time.
+            solver: as of `grid`.
+        """
+        name = self.solver if solver is None else solver
+        if name not in _NOT_ROUNDED or self.spacing == "leading":
+            return 1.0
+        return float(self.make_schedule().finite_terminal().sigma(t))
 
     def scheduler_config(self) -> dict[str, Any]:
         """The same as diffusers' ``scheduler_config.json``; see `scheduler_config.scheduler_config`."""

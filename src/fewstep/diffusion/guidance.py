@@ -1,4 +1,4 @@
-"""Classifier-free guidance with rescale and interval: a Denoiser made of two Denoisers."""
+"""Classifier-free guidance with rescale and interval: a Denoiser made of two Denoisers, or of three."""
 
 from __future__ import annotations
 
@@ -83,14 +83,77 @@ def classifier_free(
         u, c = both(x_t, t)
         weight = fit(w, x_t)
         result = Prediction(u.x0 + weight * (c.x0 - u.x0), u.eps + weight * (c.eps - u.eps))
-        return _rescaled(result, c, x_t, t) if rescale > 0.0 else result
-
-    def _rescaled(result: Prediction, c: Prediction, x_t: Array, t: Time) -> Prediction:
-        raw = from_prediction(result, t, schedule, prediction_type)
-        factor = _std(from_prediction(c, t, schedule, prediction_type)) / _std(raw)
-        return to_prediction((rescale * factor + (1.0 - rescale)) * raw, x_t, t, schedule, prediction_type)
+        return _rescaled(result, c, x_t, t, rescale, schedule, prediction_type) if rescale > 0.0 else result
 
     return guided
+
+
+def with_picture(
+    denoise: Denoiser,
+    *,
+    scale: float,
+    image_scale: float,
+    rescale: float = 0.0,
+    schedule: Schedule,
+    prediction_type: str,
+) -> Denoiser:
+    """Guide by a text and by a picture: u + image_scale (i - u) + scale (c - i).
+
+    Brooks 2022 (2211.09800, InstructPix2Pix), eq. 3. diffusers leaves guidance out altogether where ``scale``
+    is 1; here the formula holds for every scale.
+
+    Args:
+        denoise: takes 3B rows: with text and picture (c), with the picture alone (i), with neither (u), in
+            diffusers' order.
+        scale: of the text; 1 is no guidance by it.
+        image_scale: of the picture; as ``scale``.
+        rescale: as of `classifier_free`.
+        schedule: the schedule of the times.
+        prediction_type: the space that ``rescale`` works in.
+
+    Raises:
+        UsageError: a scale or rescale is not a number in range.
+    """
+    for name, value in (("guidance scale", scale), ("image guidance scale", image_scale)):
+        if not math.isfinite(value):
+            raise UsageError(f"{name} is {value}: give a finite number, 1 for no guidance")
+    if not 0.0 <= rescale <= 1.0:
+        raise UsageError(f"guidance rescale is {rescale}: give a number from 0 to 1")
+
+    def guided(x_t: Array, t: Time) -> Prediction:
+        xp = namespace(x_t)
+        times = host_time(t)
+        all_three = denoise(
+            xp.concat([x_t, x_t, x_t]),
+            times if isinstance(times, float) else np.concatenate([times, times, times]),
+        )
+        n = x_t.shape[0]
+        c, i, u = (
+            Prediction(all_three.x0[k * n : (k + 1) * n], all_three.eps[k * n : (k + 1) * n])
+            for k in range(3)
+        )
+        result = Prediction(
+            u.x0 + scale * (c.x0 - i.x0) + image_scale * (i.x0 - u.x0),
+            u.eps + scale * (c.eps - i.eps) + image_scale * (i.eps - u.eps),
+        )
+        return _rescaled(result, c, x_t, t, rescale, schedule, prediction_type) if rescale > 0.0 else result
+
+    return guided
+
+
+def _rescaled(
+    result: Prediction,
+    c: Prediction,
+    x_t: Array,
+    t: Time,
+    rescale: float,
+    schedule: Schedule,
+    prediction_type: str,
+) -> Prediction:
+    """Lin 2023, eq. 14-16; see `classifier_free`."""
+    raw = from_prediction(result, t, schedule, prediction_type)
+    factor = _std(from_prediction(c, t, schedule, prediction_type)) / _std(raw)
+    return to_prediction((rescale * factor + (1.0 - rescale)) * raw, x_t, t, schedule, prediction_type)
 
 
 def _std(x: Array) -> Array:

@@ -1,4 +1,7 @@
-"""A sampling contract as diffusers' ``scheduler_config.json``, so that plain diffusers is right unaided."""
+"""A sampling contract as diffusers' ``scheduler_config.json``, so that plain diffusers is right unaided.
+
+`fewstep.diffusion.scheduler_reading` is the way back.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,23 @@ if TYPE_CHECKING:
     from fewstep.diffusion.contract import SamplingContract
 
 _CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_small"}),
-    "plms": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}),
-    "euler": ("EulerDiscreteScheduler", {"final_sigmas_type": "zero"}),
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {"clip_sample": False}),
     "dpmpp_2m": (
         "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"},
+        {"algorithm_type": "dpmsolver++", "solver_order": 2},
     ),
     "dpmpp_2m_sde": (
         "DPMSolverMultistepScheduler",
-        {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"},
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 2},
     ),
     "unipc": (
         "UniPCMultistepScheduler",
-        {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero"},
+        {"solver_order": 2, "solver_type": "bh2"},
     ),
     "lcm": ("LCMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
     "tcd": ("TCDScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
@@ -40,6 +43,7 @@ _DIFFUSERS_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "c
 _NO_BOUNDARY = 1e6
 """Makes c_skip 0 and c_out 1 in float32; a scaling of 0, which means that with us, is the opposite there."""
 _WITH_SIGMA_SPACINGS = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+_WITH_FINAL_SIGMA = ("euler", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
 
 
 def scheduler_config(contract: SamplingContract) -> dict[str, Any]:
@@ -85,6 +89,10 @@ def scheduler_config(contract: SamplingContract) -> dict[str, Any]:
         if contract.solver in ("plms", "heun"):
             raise UsageError(f"diffusers' {class_name} has no zero terminal SNR: use the solver ddim")
         extra = {**extra, "rescale_betas_zero_snr": True}
+    if contract.solver in ("ddim", "plms"):
+        extra = {**extra, "set_alpha_to_one": contract.set_alpha_to_one}
+    if contract.solver in _WITH_FINAL_SIGMA:
+        extra = {**extra, "final_sigmas_type": contract.final_sigmas_type}
     return {
         "_class_name": class_name,
         "num_train_timesteps": spec.num_train_timesteps,

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from fewstep.checkpoint import bundle
-from fewstep.diffusion import guidance, noise, prediction, sampler
+from fewstep.diffusion import noise, sampler
 from fewstep.diffusion.timesteps import truncate_for_strength
-from fewstep.engine import pictures, registry
-from fewstep.engine.backends.base import Backend, FloatArray, ModelInfo, f32
+from fewstep.engine import denoising, pictures, registry, starts, text
+from fewstep.engine.backends.base import Backend, Conditions, FloatArray, ModelInfo, f32
 from fewstep.engine.request import GenerateRequest, GenerateResult, find_solver
 from fewstep.engine.tokens import Tokens
 from fewstep.errors import EngineError, NotFoundError, UsageError
@@ -70,7 +70,7 @@ class Engine:
         self.backend: Backend = (
             open_backend(model, backend, threads=threads) if isinstance(backend, str) else backend
         )
-        self._tokens: Tokens | None = None
+        self._tokens: tuple[Tokens, ...] | None = None
         self._lock = threading.Lock()
         self.load_seconds = time.perf_counter() - started
 
@@ -83,10 +83,9 @@ class Engine:
         """Begin to load what a request needs, and return at once; `generate` does it too."""
         rows = self._chunk(request)
         sizes = {min(rows, request.n), request.n % rows or rows}
-        contract = self.info.sampling(request.student)
-        guided = request.guidance_scale != 1.0 and contract.guidance == "classifier_free"
-        batches = [2 * size if guided else size for size in sizes]
-        if guided and contract.guidance_interval is not None:
+        each = denoising.evaluations(self.info, request)
+        batches = [each * size for size in sizes]
+        if each == 2 and self.info.sampling(request.student).guidance_interval is not None:
             batches += list(sizes)
         self.backend.prepare(
             request.width,
@@ -133,25 +132,24 @@ class Engine:
     ) -> GenerateResult:
         clock = _Clock()
         self.prepare(request)
-        text, warnings = self._embed(request)
+        conditions, warnings = self._embed(request)
         clock.lap("text")
-        start = self._start(request)
+        start = starts.make(self.backend, request)
+        for latents in (start.latents, start.concat):
+            _check_finite(latents, "the encoder", request)
         clock.lap("encode")
         images: list[pictures.Image] = []
         rows = self._chunk(request)
         for first in range(0, request.n, rows):
             count = min(rows, request.n - first)
-            latents = self._sample(request, text, start, first, count, on_step, cancelled)
+            drawn_latents = self._sample(request, conditions, start, first, count, on_step, cancelled)
             clock.lap("denoise")
-            pixels = self.backend.decode(latents)
+            pixels = self.backend.decode(drawn_latents)
             _check_finite(pixels, "the decoder", request)
-            drawn = [pictures.to_image(picture) for picture in pixels]
-            if start is not None and start.alpha is not None:
-                drawn = [pictures.paste(image, start.image, start.alpha) for image in drawn]
-            images += drawn
+            images += [start.finish(pictures.to_image(picture)) for picture in pixels]
             clock.lap("decode")
         seeds = [request.seed + index for index in range(request.n)]
-        warnings = [*request.warnings, *warnings, *(start.warnings if start is not None else ())]
+        warnings = [*request.warnings, *warnings, *start.warnings]
         return GenerateResult(
             images=images,
             seeds=seeds,
@@ -163,31 +161,20 @@ class Engine:
     def _chunk(self, request: GenerateRequest) -> int:
         return 1 if request.deterministic else max(1, min(self.backend.rows, request.n))
 
-    def _embed(self, request: GenerateRequest) -> tuple[FloatArray, list[str]]:
-        """Embeddings (2, L, D), the negative prompt's first, as batched guidance wants them."""
+    def _embed(self, request: GenerateRequest) -> tuple[Conditions, list[str]]:
+        """Conditions of two rows, the negative prompt's first: the one place where a text becomes numbers."""
         if self._tokens is None:
-            self._tokens = Tokens(self.info.tokenizer_json, self.info.text_length)
-        texts = {"negative prompt": request.negative_prompt, "prompt": request.prompt}
-        ids, mask, warnings = self._tokens.encode(texts)
-        text = self.backend.encode_text(ids, mask)
-        _check_finite(text, "the text encoder", request)
-        return text, warnings
-
-    def _start(self, request: GenerateRequest) -> pictures.Start | None:
-        if request.init_image is None:
-            return None
-        start = pictures.fit(
-            request.init_image, request.mask, request.width, request.height, self.info.downscale
-        )
-        latents = self.backend.encode_image(pictures.to_pixels(start.image)[None])
-        _check_finite(latents, "the encoder", request)
-        return start.with_latents(latents)
+            self._tokens = text.tokenizers(self.info)
+        texts = {text.NEGATIVE: request.negative_prompt, text.PROMPT: request.prompt}
+        conditions, warnings = text.embed(self.backend, self._tokens, texts, clip_skip=request.clip_skip)
+        _check_finite(conditions.tokens, "the text encoder", request)
+        return conditions, warnings
 
     def _sample(
         self,
         request: GenerateRequest,
-        text: FloatArray,
-        start: pictures.Start | None,
+        conditions: Conditions,
+        start: starts.Start,
         first: int,
         count: int,
         on_step: Callable[[StepReport], None] | None,
@@ -196,24 +183,24 @@ class Engine:
         contract = self.info.sampling(request.student)
         solver = find_solver(contract, request.solver, request.eta)
         schedule = contract.make_schedule()
-        grid = contract.grid(request.num_inference_steps)
+        own = solver.schedule(schedule)
+        grid = contract.grid(request.num_inference_steps, solver.name)
+        if start.latents is not None:
+            grid = truncate_for_strength(grid, request.strength)
         down = self.info.downscale
         shape = (self.info.latent_channels, request.height // down, request.width // down)
         seed = request.seed + first
         eps = noise.batch_noise(seed, count, shape)
-        x = eps
+        negative, conditional = (
+            conditions.rows(slice(row, row + 1)).repeat(count).with_concat(start.concat) for row in (0, 1)
+        )
+        denoise = denoising.denoiser(self.backend, request, negative, conditional, own)
+        scale = contract.first_noise(float(grid[0]), solver.name)
+        x = start.first(eps, grid, own, scale, request.strength)
         adjust = None
-        if start is not None:
-            grid = truncate_for_strength(grid, request.strength)
-            known = np.repeat(start.latents, count, axis=0)
-            # At full strength nothing of the picture is meant to shine through, as in text-to-image.
-            x = (
-                eps
-                if request.strength >= 1.0
-                else f32(solver.schedule(schedule).forward(known, eps, grid[0]))
-            )
-            if start.cells is not None:
-                adjust = _keep_known(known, eps, start.cells, schedule)
+        if start.cells is not None:
+            adjust = starts.keep_known(start, eps, own, float(grid[-1]))
+            denoise = starts.with_known(denoise, adjust, float(grid[0]))
 
         def report(step: sampler.StepInfo) -> None:
             _check_finite(step.x, f"step {step.index + 1} of {step.total}", request)
@@ -224,8 +211,8 @@ class Engine:
 
         return f32(
             sampler.sample(
-                self._denoiser(request, text, count, solver.schedule(schedule)),
-                f32(x),
+                denoise,
+                x,
                 grid,
                 solver,
                 schedule=schedule,
@@ -236,40 +223,19 @@ class Engine:
             )
         )
 
-    def _denoiser(
-        self, request: GenerateRequest, text: FloatArray, count: int, schedule: Any
-    ) -> prediction.Denoiser:
-        contract = self.info.sampling(request.student)
-        conditional = np.repeat(text[1:2], count, axis=0)
-        both = np.concatenate([np.repeat(text[:1], count, axis=0), conditional])
-
-        def model(x: FloatArray, t: Any) -> FloatArray:
-            times = np.broadcast_to(np.asarray(t, dtype=np.float32), (len(x),))
-            rows = conditional if len(x) == count else both
-            return self.backend.denoise(f32(x), f32(times), rows, request.student)
-
-        denoise = prediction.adapt(model, schedule, contract.prediction_type)
-        if contract.guidance != "classifier_free" or request.guidance_scale == 1.0:
-            return denoise
-        return guidance.classifier_free(
-            denoise,
-            None,
-            scale=request.guidance_scale,
-            rescale=request.guidance_rescale,
-            interval=contract.guidance_interval,
-            schedule=schedule,
-            prediction_type=contract.prediction_type,
-            batched=True,
-        )
-
     def _record(self, request: GenerateRequest, warnings: list[str]) -> dict[str, Any]:
         image = request.init_image is not None
         task = "inpaint" if request.mask is not None else "img2img" if image else "txt2img"
-        drawn_by = {}
+        drawn_by: dict[str, Any] = {}
         if request.student is not None:
             student = self.info.student(request.student)
             facts = {"name": student.name, "method": student.contract.method, "hash": student.hash}
             drawn_by = {"student": facts}
+        further: dict[str, Any] = {}
+        if request.clip_skip:
+            further["clip_skip"] = request.clip_skip
+        if self.info.inputs == "instruct":
+            further["image_guidance_scale"] = request.image_guidance_scale
         return {
             "task": task,
             "model": self.info.name,
@@ -282,6 +248,7 @@ class Engine:
             "num_inference_steps": request.num_inference_steps,
             "guidance_scale": request.guidance_scale,
             "guidance_rescale": request.guidance_rescale,
+            **further,
             "solver": request.solver,
             "eta": request.eta,
             "seed": request.seed,
@@ -344,22 +311,8 @@ def _named(name: str | None, wanted: registry.Kind | None) -> registry.ModelEntr
         return registry.find(name)
 
 
-def _keep_known(known: FloatArray, eps: FloatArray, cells: FloatArray, schedule: Any) -> Any:
-    """Put the known part back after every step, diffused to the level reached with the picture's own noise.
-
-    Lugmayr et al. 2022 (RePaint, arXiv 2201.09865), Algorithm 1 lines 4-8, without its resampling and with
-    one noise for all levels, as diffusers' inpainting does: fresh noise would break multistep solvers.
-    """
-
-    def adjust(x: FloatArray, t: float) -> FloatArray:
-        level = known if t == schedule.clean else f32(schedule.forward(known, eps, t))
-        return f32(cells * x + (np.float32(1.0) - cells) * level)
-
-    return adjust
-
-
-def _check_finite(values: FloatArray, where: str, request: GenerateRequest) -> None:
-    if not np.isfinite(values).all():
+def _check_finite(values: FloatArray | None, where: str, request: GenerateRequest) -> None:
+    if values is not None and not np.isfinite(values).all():
         raise EngineError(
             f"{where} gave values that are not finite, so there is no picture (seed {request.seed}, "
             f"guidance {request.guidance_scale:g}, solver {request.solver}); try the model's own settings, "

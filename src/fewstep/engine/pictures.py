@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,47 +11,63 @@ from fewstep.engine.backends.base import FloatArray, f32
 
 Image = npt.NDArray[np.uint8]
 
+_HALF = 128
+"""Least level of a mask that counts as redrawn where only yes and no are known: 0.5 of 255, rounded up."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Start:
-    """A picture to start from, in the size that is drawn."""
+class Fitted:
+    """A picture to start from and its mask, in the size that is drawn."""
 
     image: Image
     """(H, W, 3)."""
-    alpha: FloatArray | None = None
-    """(H, W, 1), 1 where the drawing shows and 0 where the picture stays; None without a mask."""
-    cells: FloatArray | None = None
-    """(1, 1, h, w), 1 for latent cells that are redrawn: those that a redrawn pixel touches."""
-    latents: FloatArray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
-    """(1, C, h, w), set by `with_latents`."""
+    mask: Image | None = None
+    """(H, W), 255 where it is redrawn."""
     warnings: tuple[str, ...] = ()
 
-    def with_latents(self, latents: FloatArray) -> Start:
-        """The same with the encoded picture."""
-        return dataclasses.replace(self, latents=latents)
 
-
-def fit(image: Image, mask: Image | None, width: int, height: int, downscale: int) -> Start:
+def fit(image: Image, mask: Image | None, width: int, height: int) -> Fitted:
     """Bring a picture and its mask to the size that is drawn.
 
     Args:
         image: (H, W, 3) of any size.
         mask: (H, W) of the same size, or None.
-        width: pixels to draw, a multiple of ``downscale``.
+        width: pixels to draw.
         height: as width.
-        downscale: pixels per latent cell along one side.
     """
-    warnings: tuple[str, ...] = ()
-    if image.shape[:2] != (height, width):
-        warnings = (f"image resized from {image.shape[1]}x{image.shape[0]} to {width}x{height}",)
-        image = _resized(image, width, height)
-        mask = None if mask is None else _resized(mask, width, height)
-    if mask is None:
-        return Start(image=image, warnings=warnings)
-    alpha = mask.astype(np.float32)[..., None] / np.float32(255.0)
-    touched = mask.reshape(height // downscale, downscale, width // downscale, downscale).max(axis=(1, 3)) > 0
-    cells = touched.astype(np.float32)[None, None]
-    return Start(image=image, alpha=alpha, cells=cells, warnings=warnings)
+    if image.shape[:2] == (height, width):
+        return Fitted(image=image, mask=mask)
+    return Fitted(
+        image=_resized(image, width, height),
+        mask=None if mask is None else _resized(mask, width, height),
+        warnings=(f"image resized from {image.shape[1]}x{image.shape[0]} to {width}x{height}",),
+    )
+
+
+def weights(mask: Image) -> FloatArray:
+    """A mask (H, W) as weights (H, W, 1): 1 where the drawing shows, 0 where the picture stays."""
+    return f32(mask.astype(np.float32)[..., None] / np.float32(255.0))
+
+
+def touched_cells(mask: Image, downscale: int) -> FloatArray:
+    """(1, 1, h, w), 1 for latent cells that a redrawn pixel touches."""
+    h, w = mask.shape[0] // downscale, mask.shape[1] // downscale
+    touched = mask.reshape(h, downscale, w, downscale).max(axis=(1, 3)) > 0
+    return f32(touched.astype(np.float32)[None, None])
+
+
+def mask_channel(mask: Image, downscale: int) -> FloatArray:
+    """(1, 1, h, w), 1 where half or more is redrawn at a cell's first pixel: diffusers' nearest neighbour.
+
+    Inpainting models were trained with masks of 0 and 1.
+    """
+    redrawn = mask[::downscale, ::downscale] >= _HALF
+    return f32(redrawn.astype(np.float32)[None, None])
+
+
+def masked(image: Image, mask: Image) -> FloatArray:
+    """Pixels (3, H, W) in [-1, 1] with grey 0 where half or more is redrawn, as diffusers masks them."""
+    return f32(to_pixels(image) * (mask < _HALF)[None])
 
 
 def to_pixels(image: Image) -> FloatArray:

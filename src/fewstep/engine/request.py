@@ -33,6 +33,9 @@ MAX_GUIDANCE = 100.0
 IMAGE_STRENGTH = 0.75
 """Strength of image-to-image when none is given."""
 
+IMAGE_GUIDANCE = 1.5
+"""Guidance by the picture of instruct models when none is given (Brooks 2022, 2211.09800)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GenerateRequest:
@@ -64,6 +67,10 @@ class GenerateRequest:
     """What was found odd but not wrong."""
     student: str | None = None
     """Whose denoiser draws, by name; None is the model's own."""
+    clip_skip: int = 0
+    """Last layers of the text encoder that are left out."""
+    image_guidance_scale: float = 1.0
+    """Of instruct models: how strongly the picture guides; 1 is no guidance by it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -99,6 +106,8 @@ def resolve(
     eta: float | None = None,
     deterministic: bool = False,
     student: str | None = None,
+    clip_skip: int | None = None,
+    image_guidance_scale: float | None = None,
 ) -> GenerateRequest:
     """Fill in what was not given from the sampling contract of whoever draws, and check everything.
 
@@ -121,6 +130,8 @@ def resolve(
         deterministic: batches of one.
         student: name of a student of the model, "none" for the model itself; None leaves it to the step
             count, see `fewstep.engine.choice`.
+        clip_skip: last layers of a CLIP text encoder to leave out, as diffusers counts them; None is none.
+        image_guidance_scale: for instruct models, from 1; None is 1.5.
 
     Raises:
         UsageError: a value out of range, or two that contradict each other.
@@ -142,9 +153,9 @@ def resolve(
             drawn_by, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale, solver=solver, eta=eta,
         )  # fmt: skip
-    grid = contract.grid(steps)
     chosen = find_solver(contract, solver, eta)
     chosen.start(contract.make_schedule())
+    grid = contract.grid(steps, chosen.name)
     scale, rescale = _guidance(contract, guidance_scale, guidance_rescale)
     if negative_prompt and (scale == 1.0 or not contract.negative_prompt_effective):
         reason = "this model, or guidance 1, does not use it"
@@ -156,10 +167,16 @@ def resolve(
         native = "x".join(map(str, info.native_size))
         warnings.append(f"size {size[0]}x{size[1]}: the model was trained at {native}, others may look worse")
     _check_image(init_image, mask)
+    _check_inputs(info, init_image, mask, strength)
+    image_scale = _image_guidance(info, image_guidance_scale)
+    skip = 0 if clip_skip is None else clip_skip
+    if skip:
+        _check_clip_skip(info, skip)
     if init_image is None and strength is not None:
         raise UsageError("strength is given without an image: give --image, or leave --strength out")
     if strength is None:
-        strength = IMAGE_STRENGTH if init_image is not None and mask is None else 1.0
+        whole = init_image is None or mask is not None or info.inputs == "instruct"
+        strength = 1.0 if whole else IMAGE_STRENGTH
     if init_image is not None:
         kept = len(truncate_for_strength(grid, strength)) - 1
         if drawn_by is not None and (warning := choice.shortened(drawn_by, strength, kept, steps)):
@@ -169,7 +186,7 @@ def resolve(
         guidance_scale=scale, guidance_rescale=rescale, solver=chosen.name, seed=seed, n=n, width=size[0],
         height=size[1], init_image=init_image, strength=float(strength), mask=mask, eta=eta,
         deterministic=deterministic, warnings=tuple(warnings),
-        student=None if drawn_by is None else drawn_by.name,
+        student=None if drawn_by is None else drawn_by.name, clip_skip=skip, image_guidance_scale=image_scale,
     )  # fmt: skip
 
 
@@ -262,3 +279,43 @@ def _check_image(image: Image | None, mask: Mask | None) -> None:
         raise UsageError(f"mask is {sizes[0]} and image is {sizes[1]}: give both in the same size")
     if not mask.any():
         raise UsageError("mask is black everywhere, so nothing would be drawn: paint white what may change")
+
+
+def _check_inputs(info: ModelInfo, image: Image | None, mask: Mask | None, strength: float | None) -> None:
+    """What an instruct model must have, and what it has no use for."""
+    if info.inputs != "instruct":
+        return
+    if image is None:
+        raise UsageError(f"model {info.name} changes a picture by an instruction: give --image")
+    if mask is not None:
+        raise UsageError(f"model {info.name} changes the whole picture: leave --mask out")
+    if strength is not None and strength != 1.0:
+        raise UsageError(
+            f"strength is {strength}: model {info.name} is shown the picture beside the noise; leave "
+            "--strength out, and say with --image-guidance how much of it should stay"
+        )
+
+
+def _image_guidance(info: ModelInfo, scale: float | None) -> float:
+    if info.inputs != "instruct":
+        if scale is not None and scale != 1.0:
+            raise UsageError(
+                f"image guidance is {scale}: model {info.name} takes no instructions, leave "
+                "--image-guidance out"
+            )
+        return 1.0
+    value = IMAGE_GUIDANCE if scale is None else float(scale)
+    if not 1.0 <= value <= MAX_GUIDANCE:  # also refuses NaN
+        raise UsageError(f"image guidance is {value}: give --image-guidance from 1 to {MAX_GUIDANCE:g}")
+    return value
+
+
+def _check_clip_skip(info: ModelInfo, value: int) -> None:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if whole and 0 <= value <= info.max_clip_skip:
+        return
+    if info.max_clip_skip == 0:
+        raise UsageError(
+            f"clip skip is {value}: model {info.name} has no layers to skip, leave --clip-skip out"
+        )
+    raise UsageError(f"clip skip is {value}: give --clip-skip from 0 to {info.max_clip_skip}")

@@ -22,9 +22,9 @@ from PIL import Image as PILImage
 
 from fewstep import __version__
 from fewstep.checkpoint import atomic
-from fewstep.diffusion import guidance, noise, prediction, sampler
-from fewstep.engine import pictures
-from fewstep.engine.backends.base import Backend, FloatArray, ModelInfo, f32
+from fewstep.diffusion import noise, sampler
+from fewstep.engine import denoising, pictures, starts, text
+from fewstep.engine.backends.base import Backend, Conditions, FloatArray, ModelInfo, f32, stacked
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import GenerateRequest, find_solver, resolve
 from fewstep.engine.tokens import Tokens
@@ -110,7 +110,7 @@ def draw(
     files = [None if folder is None else folder / _file_name(engine, request) for request in requests]
     found = {i: image for i, file in enumerate(files) if (image := _kept(file)) is not None}
     missing = [i for i in range(len(jobs)) if i not in found]
-    tokens = Tokens(engine.info.tokenizer_json, engine.info.text_length)
+    tokens = text.tokenizers(engine.info)
     for done in range(len(jobs)):
         if done not in found:
             rows, missing = missing[:together], missing[together:]
@@ -127,7 +127,7 @@ def draw(
 
 def draw_batch(
     backend: Backend,
-    tokens: Tokens,
+    tokens: tuple[Tokens, ...],
     requests: Sequence[GenerateRequest],
     cancelled: Callable[[], bool] | None = None,
 ) -> list[Image]:
@@ -135,7 +135,7 @@ def draw_batch(
 
     Args:
         backend: runs the networks.
-        tokens: the model's tokenizer.
+        tokens: the model's tokenizers, from `fewstep.engine.text.tokenizers`.
         requests: B requests without a picture to start from.
         cancelled: asked before every step.
 
@@ -150,26 +150,11 @@ def draw_batch(
     solver = find_solver(contract, first.solver, first.eta)
     schedule = contract.make_schedule()
     own = solver.schedule(schedule)
-    negative, conditional = _embed(backend, tokens, requests)
-    both = np.concatenate([negative, conditional])
-
-    def model(x: FloatArray, t: object) -> FloatArray:
-        times = np.broadcast_to(np.asarray(t, dtype=np.float32), (len(x),))
-        rows = conditional if len(x) == len(requests) else both
-        return backend.denoise(f32(x), f32(times), rows, first.student)
-
-    denoise = prediction.adapt(model, own, contract.prediction_type)
-    if contract.guidance == "classifier_free" and first.guidance_scale != 1.0:
-        denoise = guidance.classifier_free(
-            denoise,
-            None,
-            scale=first.guidance_scale,
-            rescale=first.guidance_rescale,
-            interval=contract.guidance_interval,
-            schedule=own,
-            prediction_type=contract.prediction_type,
-            batched=True,
-        )
+    start = starts.make(backend, first)
+    negative, conditional = (half.with_concat(start.concat) for half in _embed(backend, tokens, requests))
+    denoise = denoising.denoiser(backend, first, negative, conditional, own)
+    grid = contract.grid(first.num_inference_steps, solver.name)
+    scale = contract.first_noise(float(grid[0]), solver.name)
     shape = (info.latent_channels, first.height // info.downscale, first.width // info.downscale)
 
     def fresh(stream: int) -> FloatArray:
@@ -177,8 +162,8 @@ def draw_batch(
 
     latents = sampler.sample(
         denoise,
-        fresh(0),
-        contract.grid(first.num_inference_steps),
+        start.first(fresh(0), grid, own, scale, 1.0),
+        grid,
         solver,
         schedule=schedule,
         noise=lambda index: fresh(1 + index),
@@ -195,22 +180,21 @@ def draw_batch(
 
 
 def _embed(
-    backend: Backend, tokens: Tokens, requests: Sequence[GenerateRequest]
-) -> tuple[FloatArray, FloatArray]:
-    """Embeddings of the negative prompts and of the prompts, (B, L, D) each.
+    backend: Backend, tokens: tuple[Tokens, ...], requests: Sequence[GenerateRequest]
+) -> tuple[Conditions, Conditions]:
+    """Conditions of the negative prompts and of the prompts, B rows each.
 
     In the pairs that the engine makes, because a quantised text encoder may round a row by what is beside it.
     """
-    rows = []
+    pairs = []
     for request in requests:
-        ids, mask, warnings = tokens.encode(
-            {"negative prompt": request.negative_prompt, "prompt": request.prompt}
-        )
+        texts = {text.NEGATIVE: request.negative_prompt, text.PROMPT: request.prompt}
+        pair, warnings = text.embed(backend, tokens, texts, clip_skip=request.clip_skip)
         for warning in warnings:
             logger.warning("%s", warning)
-        rows.append(backend.encode_text(ids, mask))
-    pairs = np.stack(rows)
-    return f32(pairs[:, 0]), f32(pairs[:, 1])
+        pairs.append(pair)
+    both = stacked(pairs)
+    return both.rows(slice(0, None, 2)), both.rows(slice(1, None, 2))
 
 
 def _file_name(engine: Engine, request: GenerateRequest) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fewstep.engine.backends.base import Backend, FloatArray, IntArray
+from fewstep.engine.backends.base import Backend, Conditions, FloatArray, IntArray
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import GenerateRequest
 from fewstep.errors import UsageError
@@ -33,20 +33,22 @@ class Counted:
         """Passed on."""
         self._inner.prepare(width, height, batches=batches, encode=encode, student=student)
 
-    def encode_text(self, ids: IntArray, mask: IntArray) -> FloatArray:
+    def encode_text(
+        self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
+    ) -> Conditions:
         """Passed on."""
-        return self._inner.encode_text(ids, mask)
+        return self._inner.encode_text(ids, masks, clip_skip)
 
     def denoise(
-        self, x: FloatArray, t: FloatArray, text: FloatArray, student: str | None = None
+        self, x: FloatArray, t: FloatArray, conditions: Conditions, student: str | None = None
     ) -> FloatArray:
         """Passed on and counted: a guided step asks for two rows."""
         self.evaluations += len(x)
-        return self._inner.denoise(x, t, text, student)
+        return self._inner.denoise(x, t, conditions, student)
 
-    def encode_image(self, pixels: FloatArray) -> FloatArray:
+    def encode_image(self, pixels: FloatArray, *, scaled: bool = True) -> FloatArray:
         """Passed on."""
-        return self._inner.encode_image(pixels)
+        return self._inner.encode_image(pixels, scaled=scaled)
 
     def decode(self, latents: FloatArray) -> FloatArray:
         """Passed on."""

@@ -8,17 +8,19 @@ from typing import Any
 from fewstep.errors import CheckpointError
 
 
-def to_json(tokenizer: Any) -> str:
+def to_json(tokenizer: Any, *, length: int | None = None, lowered: bool = False) -> str:
     """The text of a ``tokenizer.json`` that needs no settings beside it.
 
     Args:
-        tokenizer: a fast transformers tokenizer; its ``model_max_length`` is the length L.
+        tokenizer: a fast transformers tokenizer.
+        length: L; None is its ``model_max_length``.
+        lowered: bring texts to small letters and strip them first, as diffusers' PixArt pipelines do.
 
     Raises:
         CheckpointError: it is not a fast tokenizer, or has no length or padding token.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    length = int(tokenizer.model_max_length)
+    length = int(tokenizer.model_max_length) if length is None else length
     # transformers writes 1e30 where a tokenizer has no length
     if backend is None or tokenizer.pad_token_id is None or length > 65536:
         raise CheckpointError(
@@ -39,4 +41,8 @@ def to_json(tokenizer: Any) -> str:
         "pad_type_id": 0,
         "pad_token": tokenizer.pad_token,
     }
+    if lowered:
+        first = [{"type": "Lowercase"}, {"type": "Strip", "strip_left": True, "strip_right": True}]
+        own = spec.get("normalizer")
+        spec["normalizer"] = {"type": "Sequence", "normalizers": first if own is None else [*first, own]}
     return json.dumps(spec, ensure_ascii=False, sort_keys=True, indent=1) + "\n"

@@ -1,25 +1,26 @@
 """Pipeline folders in diffusers' layout: reading them by known classes only, and writing them.
 
 A folder is hostile until checked: ``model_index.json`` may name any class of any library, so only the
-pairs in :data:`CLASSES` are accepted, nothing in the folder is imported, and weights are safetensors or
-refused. The folder's ``fewstep.json`` is the sampling contract (how the checkpoint must be sampled);
-``scheduler/scheduler_config.json`` says the same to plain diffusers.
+pairs in `fewstep.models.families` are accepted, nothing in the folder is imported, and weights are
+safetensors or refused. The folder's ``fewstep.json`` is the sampling contract (how the checkpoint must be
+sampled); ``scheduler/scheduler_config.json`` says the same to plain diffusers, and where there is no
+``fewstep.json`` the contract is derived from it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.checkpoint import atomic, safetensors
 from fewstep.checkpoint.bundle import STUDENTS, student_part
 from fewstep.diffusion.contract import SamplingContract
-from fewstep.diffusion.scheduler_config import CLASS_NAMES
-from fewstep.errors import CheckpointError, NotFoundError, UsageError
+from fewstep.errors import CheckpointError, DependencyError, NotFoundError, UsageError
+from fewstep.models import families, strict
 from fewstep.models.components import Components
+from fewstep.models.families import Index
 from fewstep.models.students import check_contract
 
 if TYPE_CHECKING:
@@ -28,93 +29,131 @@ if TYPE_CHECKING:
 
 CONTRACT_FILE = "fewstep.json"
 
-CLASSES = {
-    "vae": {("diffusers", "AutoencoderKL")},
-    "unet": {("diffusers", "UNet2DConditionModel")},
-    "text_encoder": {("transformers", "BertModel"), ("transformers", "CLIPTextModel")},
-    "tokenizer": {
-        ("transformers", "BertTokenizer"),
-        ("transformers", "BertTokenizerFast"),
-        ("transformers", "CLIPTokenizer"),
-    },
-    "scheduler": {("diffusers", name) for name in CLASS_NAMES},
-}
-"""Accepted (library, class) of each part of ``model_index.json``."""
+_TITLE = "the bundled model's kind, or Stable Diffusion 1 or 2"
+"""What a U-Net or a text encoder without a ``model_index.json`` beside it can belong to, for messages."""
 
 
 def pipeline(folder: str | Path, *, dtype: torch.dtype | None = None) -> Components:
     """Load a pipeline folder that :func:`save_pipeline`, or another tool with the same classes, wrote.
 
     Args:
-        folder: a folder with ``model_index.json`` and ``fewstep.json``.
+        folder: a folder with ``model_index.json``, of a family with a U-Net and one text encoder.
         dtype: type of the weights in memory, float32 when not given (files are float16).
 
     Raises:
         NotFoundError: there is no such folder.
-        CheckpointError: a part is missing, of a foreign class, a pickle, or broken.
+        CheckpointError: a part is missing, of a foreign class, a pickle, or broken; or a family that is made
+            of other parts.
     """
     import torch
 
     root = check_folder(folder)
     index = check_index(root)
-    kind = dtype or torch.float32
-    with _readable(root):
-        return Components(
-            autoencoder=autoencoder(root / "vae", dtype=kind),
-            denoiser=denoiser(root / "unet", dtype=kind),
-            text_encoder=_text_encoder(root, index["text_encoder"][1], kind),
-            tokenizer=_tokenizer(root, index["tokenizer"][1]),
-            contract=contract(root),
+    if index.family.text != "last":
+        raise CheckpointError(
+            f"{root}: {index.family.title} has other parts than a U-Net and one text encoder, so it can only "
+            "be drawn with so far; give a model of Stable Diffusion 1 or 2, or one of fewstep's own"
         )
+    kind = dtype or torch.float32
+    return Components(
+        autoencoder=autoencoder(root / "vae", dtype=kind, title=index.family.title),
+        denoiser=denoiser(root / "unet", dtype=kind, title=index.family.title),
+        text_encoder=text_encoder(root, "text_encoder", index, dtype=kind),
+        tokenizer=tokenizer(root, "tokenizer", index),
+        contract=contract(root),
+    )
 
 
-def autoencoder(folder: str | Path, *, dtype: torch.dtype | None = None) -> AutoencoderKL:
+def autoencoder(
+    folder: str | Path, *, dtype: torch.dtype | None = None, title: str = "any family"
+) -> AutoencoderKL:
     """Load the ``vae`` folder of a pipeline in evaluation mode; raises as :func:`pipeline` does."""
     import torch
     from diffusers import AutoencoderKL
 
-    with _readable(Path(folder)):
-        loaded: AutoencoderKL = _from_pretrained(AutoencoderKL, Path(folder), dtype or torch.float32)
+    loaded: AutoencoderKL = strict.diffusers_network(
+        AutoencoderKL, Path(folder), dtype or torch.float32, title
+    )
     return loaded
 
 
-def denoiser(folder: str | Path, *, dtype: torch.dtype | None = None) -> UNet2DConditionModel:
-    """Load the ``unet`` folder of a pipeline or of a student, as `autoencoder` does."""
+def denoiser(
+    folder: str | Path, *, dtype: torch.dtype | None = None, title: str = _TITLE
+) -> UNet2DConditionModel:
+    """Load the ``unet`` folder of a pipeline or of a student, as `autoencoder` does.
+
+    Args:
+        folder: with ``config.json`` and weights.
+        dtype: type of the weights in memory, float32 when not given.
+        title: what it belongs to, for messages.
+    """
     import torch
     from diffusers import UNet2DConditionModel
 
-    with _readable(Path(folder)):
-        loaded: UNet2DConditionModel = _from_pretrained(
-            UNet2DConditionModel, Path(folder), dtype or torch.float32
-        )
+    loaded: UNet2DConditionModel = strict.diffusers_network(
+        UNet2DConditionModel, Path(folder), dtype or torch.float32, title
+    )
     return loaded
+
+
+def transformer(root: Path, index: Index, *, dtype: torch.dtype | None = None) -> Any:
+    """Load the ``transformer`` folder of a pipeline, as `autoencoder` does."""
+    import diffusers
+    import torch
+
+    cls = getattr(diffusers, index.classes["transformer"])
+    return strict.diffusers_network(cls, root / "transformer", dtype or torch.float32, index.family.title)
+
+
+def network_config(root: Path, index: Index) -> dict[str, Any]:
+    """The configuration of a pipeline's denoiser; raises as `families.config`."""
+    return families.config(root / index.family.denoiser)
+
+
+def text_encoder(root: Path, part: str, index: Index, *, dtype: torch.dtype | None = None) -> Any:
+    """Load a text encoder of a pipeline, as `autoencoder` does."""
+    import torch
+    import transformers
+
+    cls = getattr(transformers, index.classes[part])
+    return strict.transformers_network(cls, root / part, dtype or torch.float32, index.family.title)
+
+
+def tokenizer(root: Path, part: str, index: Index) -> Any:
+    """Load a tokenizer of a pipeline.
+
+    Raises:
+        CheckpointError: it is missing or broken.
+        DependencyError: it is a sentencepiece model, and the package that reads these is missing.
+    """
+    return _tokenizer(root / part, index.classes[part])
 
 
 def text_parts(folder: str | Path) -> tuple[Any, Any]:
     """Only ``text_encoder`` and ``tokenizer`` of a pipeline folder, float32; raises as `pipeline`."""
     import torch
+    import transformers
 
     root = Path(folder)
-    encoder_class = (
-        "BertModel" if _config(root / "text_encoder").get("model_type") == "bert" else "CLIPTextModel"
-    )
-    tokenizer_class = "BertTokenizer" if encoder_class == "BertModel" else "CLIPTokenizer"
-    with _readable(root):
-        return _text_encoder(root, encoder_class, torch.float32), _tokenizer(root, tokenizer_class)
+    bert = families.config(root / "text_encoder").get("model_type") == "bert"
+    cls: Any = transformers.BertModel if bert else transformers.CLIPTextModel
+    encoder = strict.transformers_network(cls, root / "text_encoder", torch.float32, _TITLE)
+    return encoder, _tokenizer(root / "tokenizer", "BertTokenizer" if bert else "CLIPTokenizer")
 
 
 def contract(root: Path) -> SamplingContract:
-    """The sampling contract of a pipeline folder.
+    """The sampling contract of a pipeline folder, or of a student's.
 
     Raises:
-        CheckpointError: ``fewstep.json`` is missing or does not follow the contract's schema.
+        CheckpointError: ``fewstep.json`` does not follow the contract's schema; or there is none, and it
+            cannot be derived (`fewstep.models.families.derived_contract`).
     """
     path = root / CONTRACT_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"{root}: no {CONTRACT_FILE}, so it is not known how to sample it; add the file"
-        )
-    return SamplingContract.from_json(path.read_text(encoding="utf-8"))
+    if path.is_file():
+        return SamplingContract.from_json(path.read_text(encoding="utf-8"))
+    if (root / "model_index.json").is_file():
+        return families.derived_contract(root)
+    raise CheckpointError(f"{root}: no {CONTRACT_FILE}, so it is not known how to sample it; add the file")
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -135,97 +174,30 @@ def check_folder(folder: str | Path) -> Path:
     )
 
 
-def check_index(root: Path) -> dict[str, list[str]]:
-    """Read ``model_index.json`` and refuse what is not in :data:`CLASSES`.
+def check_index(root: Path) -> Index:
+    """Read ``model_index.json`` and refuse what is not in `families.FAMILIES`.
 
     Raises:
         CheckpointError: missing, not JSON, a part missing or of a class that is not accepted.
     """
-    path = root / "model_index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{root}: no readable model_index.json; is it a diffusers folder?") from error
-    if not isinstance(index, dict) or index.get("_class_name") != "StableDiffusionPipeline":
-        raise CheckpointError(f"{path}: not a StableDiffusionPipeline; only that kind is read so far")
-    for part, accepted in CLASSES.items():
-        named = index.get(part)
-        pair = tuple(named) if isinstance(named, list) and len(named) == 2 else None
-        if pair not in accepted:
-            names = ", ".join(sorted(".".join(p) for p in accepted))
-            raise CheckpointError(f"{path}: {part} is {named!r}; only {names} is accepted")
-    return index
+    return families.read_index(root)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: no readable config.json; fetch or export the folder again"
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder}/config.json: not an object; fetch or export the folder again")
-    # transformers would import modules that auto_map names; nothing of ours has one.
-    if "auto_map" in config:
-        raise CheckpointError(
-            f"{folder}/config.json: auto_map asks for code from the folder; remove that entry"
-        )
-    return config
-
-
-def _from_pretrained(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-    _config(folder)
-    safetensors.check_content(folder / "diffusion_pytorch_model.safetensors")
-    model = cls.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, low_cpu_mem_usage=False
-    )
-    return model.eval().requires_grad_(False)
-
-
-def _text_encoder(root: Path, class_name: str, dtype: torch.dtype) -> Any:
+def _tokenizer(folder: Path, class_name: str) -> Any:
     import transformers
 
-    _config(root / "text_encoder")
-    safetensors.check_content(root / "text_encoder" / "model.safetensors")
-    cls = getattr(transformers, class_name)
-    with _no_bars():
-        model = cls.from_pretrained(
-            root / "text_encoder", local_files_only=True, use_safetensors=True, dtype=dtype
-        )
-    return model.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _readable(root: Path) -> Iterator[None]:
-    """Turn what diffusers and transformers raise on a broken folder into a CheckpointError."""
     try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
+    except ImportError as error:
+        raise DependencyError(
+            f"{folder}: a sentencepiece model, which needs a package that is missing; "
+            "install it with: pip install sentencepiece protobuf"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{root}: cannot be loaded ({text}); fetch or export the folder again"
+            f"{folder}: cannot be loaded ({text}); fetch or export the folder again"
         ) from error
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers from drawing progress bars for files of a few megabytes."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _tokenizer(root: Path, class_name: str) -> Any:
-    import transformers
-
-    return getattr(transformers, class_name).from_pretrained(root / "tokenizer", local_files_only=True)
 
 
 def save_pipeline(
@@ -359,7 +331,7 @@ def _save_network(network: Any, folder: Path, *, half: bool) -> None:
     kind = torch.float16 if half else torch.float32
     # the plain method: diffusers' own warns of modules to be kept in float32 even when there are none
     written: Any = torch.nn.Module.to(copy.deepcopy(network), kind)
-    with _no_bars():
+    with strict.quiet():
         written.save_pretrained(folder)
     _forget_origin(folder / "config.json")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fewstep.checkpoint import safetensors
+from fewstep.diffusion.contract import ScheduleSpec
 from fewstep.diffusion.guidance import classifier_free
 from fewstep.diffusion.noise import image_noise
 from fewstep.diffusion.prediction import to_prediction
@@ -142,10 +143,16 @@ def test_pickle_under_a_safetensors_name_is_refused(folder, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-def test_without_contract(folder):
+def test_without_contract_it_is_derived_from_the_scheduler(folder):
     (folder / "fewstep.json").unlink()
-    with pytest.raises(CheckpointError, match=r"fewstep\.json"):
-        load.pipeline(folder)
+    derived = load.contract(folder)
+    assert derived.base_family == "fewstep-emoji"
+    assert derived.solver == "ddim" and derived.spacing == "trailing"
+    assert derived.schedule == ScheduleSpec(rescale_zero_terminal_snr=True)
+    assert derived.prediction_type == "v_prediction"
+    (folder / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"scheduler_config\.json: not readable"):
+        load.contract(folder)
 
 
 def test_broken_config(folder):

@@ -2,20 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.errors import NotFoundError
+from fewstep.errors import EngineError, NotFoundError
 
 if TYPE_CHECKING:
     from fewstep.diffusion.contract import SamplingContract
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+Inputs = Literal["latents", "inpaint", "instruct"]
+"""What a denoiser is given beside its C latent channels: nothing; a mask (1) and the masked picture (C); or
+the picture to be changed (C)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Conditions:
+    """What a denoiser is told beside x_t and its time, for B images; what a model does not use is None.
+
+    The torch twin of this, for training, is `fewstep.models.conditions.Conditions`.
+    """
+
+    tokens: FloatArray
+    """(B, L, D), token embeddings."""
+    pooled: FloatArray | None = None
+    """(B, P), an embedding of the whole text (SDXL, SD3)."""
+    mask: IntArray | None = None
+    """(B, L), 1 for tokens of the text and 0 for padding that must not be attended to (PixArt)."""
+    concat: FloatArray | None = None
+    """(B, C', h, w), channels behind the latents; see `Inputs`."""
+    guidance: FloatArray | None = None
+    """(B,), a guidance scale that the network is given (LCM)."""
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.tokens)
+
+    def rows(self, index: Any) -> Conditions:
+        """Some of the rows, by a slice or an array of whole numbers."""
+        return self._map(lambda value: np.ascontiguousarray(value[index]))
+
+    def repeat(self, count: int) -> Conditions:
+        """Every row ``count`` times, one behind the other."""
+        return self if count == 1 else self._map(lambda value: np.repeat(value, count, axis=0))
+
+    def with_concat(self, concat: FloatArray | None) -> Conditions:
+        """The same with channels behind the latents, one picture's (1, C', h, w) for all rows."""
+        if concat is None:
+            return self
+        channels = np.repeat(concat, len(self), axis=0) if len(concat) == 1 else concat
+        return dataclasses.replace(self, concat=f32(channels))
+
+    def _map(self, change: Any) -> Conditions:
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = None if value is None else change(value)
+        return Conditions(**values)
+
+
+def stacked(parts: Sequence[Conditions]) -> Conditions:
+    """The rows of all parts, in their order.
+
+    Raises:
+        EngineError: one part has a condition that another has not, or texts of another length.
+    """
+    return _joined(parts, {field.name: 0 for field in dataclasses.fields(Conditions)})
+
+
+def chained(chunks: Sequence[Conditions]) -> Conditions:
+    """The tokens of several chunks of the same B texts behind one another, along L.
+
+    The pooled embedding is the first chunk's, as in A1111's WebUI.
+
+    Args:
+        chunks: at least one; B rows each.
+
+    Raises:
+        EngineError: one chunk has a token mask and another has not, or they differ in B or D.
+    """
+    first = chunks[0]
+    if len(chunks) == 1:
+        return first
+    joined = _joined([_only_tokens(chunk) for chunk in chunks], {"tokens": 1, "mask": 1})
+    return dataclasses.replace(first, tokens=joined.tokens, mask=joined.mask)
+
+
+def _only_tokens(chunk: Conditions) -> Conditions:
+    return Conditions(tokens=chunk.tokens, mask=chunk.mask)
+
+
+def _joined(parts: Sequence[Conditions], axes: Mapping[str, int]) -> Conditions:
+    values: dict[str, Any] = {}
+    for name, axis in axes.items():
+        arrays = [getattr(part, name) for part in parts]
+        if all(array is None for array in arrays):
+            continue
+        try:
+            values[name] = np.concatenate(arrays, axis=axis)
+        except ValueError as error:
+            raise EngineError(
+                f"conditions of several texts do not fit together: {name} differs ({error}); encode them "
+                "with the same model and in the same number of chunks"
+            ) from None
+    return Conditions(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextEncoderInfo:
+    """One text encoder of a model, as far as text has to be prepared for it."""
+
+    kind: Literal["word", "bert", "clip", "t5"]
+    """``clip`` has chunks of 75 tokens between its start and end token; the others read one sequence."""
+    length: int
+    """Token ids in one sequence, L."""
+    tokenizer_json: str
+    """A `tokenizers` file as text, that pads and cuts to ``length``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,16 +154,22 @@ class ModelInfo:
     latent_channels: int
     downscale: int
     """Pixels per latent cell along one side."""
-    text_length: int
+    encoders: tuple[TextEncoderInfo, ...]
+    """In the order in which `Backend.encode_text` takes their ids."""
     native_size: tuple[int, int]
     """(width, height) in pixels."""
     size_multiple: int
     max_size: int
     licence: str
-    tokenizer_json: str
-    """A `tokenizers` file as text, that pads and cuts to ``text_length``."""
     students: tuple[StudentInfo, ...] = ()
     """In the order in which they are considered for a step count."""
+    family: str = ""
+    """Name of the family that the networks belong to, such as ``sdxl``."""
+    inputs: Inputs = "latents"
+    zero_empty_negative: bool = False
+    """An empty negative prompt is zeros, not the embeddings of an empty text (SDXL)."""
+    max_clip_skip: int = 0
+    """How many of the text encoder's last layers can be left out; 0 where none can."""
 
     def student(self, name: str) -> StudentInfo:
         """The student of that name.
@@ -100,16 +215,28 @@ class Backend(Protocol):
             student: whose denoiser; None is the model's own.
         """
 
-    def encode_text(self, ids: IntArray, mask: IntArray) -> FloatArray:
-        """Token ids and mask of shape (B, L) -> embeddings (B, L, D)."""
+    def encode_text(
+        self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
+    ) -> Conditions:
+        """Token ids and masks of shape (B, L), one of each per encoder -> the text as conditions.
+
+        Args:
+            ids: per encoder of ``info.encoders``; None leaves an encoder's tokens out (SD3's T5 in all chunks
+                but one).
+            masks: as ``ids``: 1 for tokens, 0 for padding.
+            clip_skip: last layers that are left out, up to ``info.max_clip_skip``.
+        """
 
     def denoise(
-        self, x: FloatArray, t: FloatArray, text: FloatArray, student: str | None = None
+        self, x: FloatArray, t: FloatArray, conditions: Conditions, student: str | None = None
     ) -> FloatArray:
-        """Latents (B, C, h, w), model times (B,), embeddings (B, L, D) -> raw model output (B, C, h, w)."""
+        """Latents (B, C, h, w), model times (B,), conditions of B -> raw model output (B, C, h, w)."""
 
-    def encode_image(self, pixels: FloatArray) -> FloatArray:
-        """Pixels (B, 3, H, W) in [-1, 1] -> mean of the posterior (B, C, h, w)."""
+    def encode_image(self, pixels: FloatArray, *, scaled: bool = True) -> FloatArray:
+        """Pixels (B, 3, H, W) in [-1, 1] -> mean of the posterior (B, C, h, w).
+
+        ``scaled`` False leaves the mean as the autoencoder gives it, as instruct models want it.
+        """
 
     def decode(self, latents: FloatArray) -> FloatArray:
         """Latents (B, C, h, w) -> pixels (B, 3, H, W) in about [-1, 1]."""

@@ -9,14 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
 from fewstep.diffusion.noise import image_noise
-from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, StudentInfo, f32
+from fewstep.engine.backends.base import (
+    Conditions,
+    FloatArray,
+    IntArray,
+    ModelInfo,
+    StudentInfo,
+    TextEncoderInfo,
+    f32,
+)
 
 _LENGTH = 16
 _WIDTH = 8
@@ -63,12 +71,12 @@ class FakeBackend:
             contract=contract,
             latent_channels=4,
             downscale=8,
-            text_length=_LENGTH,
+            encoders=(TextEncoderInfo(kind="word", length=_LENGTH, tokenizer_json=_tokenizer_json()),),
             native_size=(64, 64),
             size_multiple=8,
             max_size=256,
             licence="Apache-2.0",
-            tokenizer_json=_tokenizer_json(),
+            family="fake",
             students=tuple(
                 StudentInfo(name=name, hash=f"{index:064d}", contract=_distilled(contract, steps))
                 for index, (name, steps) in enumerate((students or {}).items(), start=1)
@@ -85,14 +93,18 @@ class FakeBackend:
     ) -> None:
         """Nothing to load."""
 
-    def encode_text(self, ids: IntArray, mask: IntArray) -> FloatArray:
+    def encode_text(
+        self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
+    ) -> Conditions:
         """A fixed random vector per token id, zero where the mask is 0."""
-        table = {int(i): image_noise(int(i), (_WIDTH,), stream=7) for i in np.unique(ids)}
-        rows = np.stack([[table[int(i)] for i in row] for row in ids])
-        return f32(rows * mask[..., None])
+        (own,), (mask,) = ids, masks
+        assert own is not None and mask is not None
+        table = {int(i): image_noise(int(i), (_WIDTH,), stream=7) for i in np.unique(own)}
+        rows = np.stack([[table[int(i)] for i in row] for row in own])
+        return Conditions(tokens=f32(rows * mask[..., None]))
 
     def denoise(
-        self, x: FloatArray, t: FloatArray, text: FloatArray, student: str | None = None
+        self, x: FloatArray, t: FloatArray, conditions: Conditions, student: str | None = None
     ) -> FloatArray:
         """The v-prediction whose x0 is the prompt's colours plus a little of x, a student's paler."""
         self.calls += 1
@@ -100,7 +112,7 @@ class FakeBackend:
             self.waiting.set()
             self.gate.wait(60.0)
             self.waiting.clear()
-        colour = np.tanh(text.mean(axis=1)[:, : x.shape[1]])[:, :, None, None]
+        colour = np.tanh(conditions.tokens.mean(axis=1)[:, : x.shape[1]])[:, :, None, None]
         strength = np.float32(1.0 if student is None else 0.5)
         x0 = strength * colour + np.float32(0.1) * np.tanh(x)
         alpha, sigma = self._schedule.alpha(t), self._schedule.sigma(t)
@@ -111,7 +123,7 @@ class FakeBackend:
             v[:] = np.nan
         return f32(v)
 
-    def encode_image(self, pixels: FloatArray) -> FloatArray:
+    def encode_image(self, pixels: FloatArray, *, scaled: bool = True) -> FloatArray:
         """Mean of each 8x8 block as the first three channels, zero as the fourth."""
         b, c, h, w = pixels.shape
         means = pixels.reshape(b, c, h // 8, 8, w // 8, 8).mean(axis=(3, 5))

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from fewstep.checkpoint.bundle import TOKENIZER, Bundle, student_part
 from fewstep.diffusion.contract import SamplingContract
 from fewstep.engine.backends import compiled_cache
-from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, StudentInfo, f32
+from fewstep.engine.backends.base import (
+    Conditions,
+    FloatArray,
+    IntArray,
+    ModelInfo,
+    StudentInfo,
+    TextEncoderInfo,
+    f32,
+)
 from fewstep.errors import CheckpointError, DependencyError, EngineError
 from fewstep.models import signal_stack, students
 
@@ -74,36 +82,43 @@ class OpenVINOBackend:
         self, width: int, height: int, *, batches: tuple[int, ...], encode: bool, student: str | None = None
     ) -> None:
         """Begin to load the denoiser first: it takes as long as all others together."""
-        down = self._bundle.downscale
+        down, length = self._bundle.downscale, self._bundle.text_length
         for batch in batches:
-            self._load(_denoiser(student), self._denoiser_shapes(batch, height // down, width // down))
+            shapes = self._denoiser_shapes(batch, height // down, width // down, length)
+            self._load(_denoiser(student), shapes)
         self._load("text_encoder", self._text_shapes())
         if encode:
             self._load("vae_encoder", (("pixels", (1, 3, height, width)),))
         latent = (1, self._bundle.latent_channels, height // down, width // down)
         self._load("vae_decoder", (("latents", latent),))
 
-    def encode_text(self, ids: IntArray, mask: IntArray) -> FloatArray:
+    def encode_text(
+        self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
+    ) -> Conditions:
         """Two rows at a time, the shape that the bundle was made with."""
+        (own,), (own_mask,) = ids, masks
+        assert own is not None and own_mask is not None and clip_skip == 0
         rows = []
-        for start in range(0, len(ids), 2):
-            pair = [index if index < len(ids) else start for index in (start, start + 1)]
-            inputs = [ids[pair], mask[pair]] if self._bundle.text_mask else [ids[pair]]
+        for start in range(0, len(own), 2):
+            pair = [index if index < len(own) else start for index in (start, start + 1)]
+            inputs = [own[pair], own_mask[pair]] if self._bundle.text_mask else [own[pair]]
             rows.append(self._run("text_encoder", self._text_shapes(), inputs))
-        return f32(_concatenate(rows)[: len(ids)])
+        return Conditions(tokens=f32(_concatenate(rows)[: len(own)]))
 
     def denoise(
-        self, x: FloatArray, t: FloatArray, text: FloatArray, student: str | None = None
+        self, x: FloatArray, t: FloatArray, conditions: Conditions, student: str | None = None
     ) -> FloatArray:
-        """One call; the network of a batch size that was not prepared is compiled now."""
-        shapes = self._denoiser_shapes(x.shape[0], x.shape[2], x.shape[3])
-        return self._run(_denoiser(student), shapes, [x, t, text])
+        """One call; the network of a batch size or text length that was not prepared is compiled now."""
+        length = conditions.tokens.shape[1]
+        shapes = self._denoiser_shapes(x.shape[0], x.shape[2], x.shape[3], length)
+        return self._run(_denoiser(student), shapes, [x, t, conditions.tokens])
 
-    def encode_image(self, pixels: FloatArray) -> FloatArray:
+    def encode_image(self, pixels: FloatArray, *, scaled: bool = True) -> FloatArray:
         """One picture at a time."""
         shapes: Shapes = (("pixels", (1, *pixels.shape[1:])),)
         rows = [self._run("vae_encoder", shapes, [pixels[i : i + 1]]) for i in range(len(pixels))]
-        return f32((_concatenate(rows) - self._bundle.shift_factor) * self._bundle.scaling_factor)
+        raw = _concatenate(rows)
+        return f32((raw - self._bundle.shift_factor) * self._bundle.scaling_factor) if scaled else raw
 
     def decode(self, latents: FloatArray) -> FloatArray:
         """One picture at a time."""
@@ -121,11 +136,11 @@ class OpenVINOBackend:
         shape = (2, self._bundle.text_length)
         return (("ids", shape), ("mask", shape)) if self._bundle.text_mask else (("ids", shape),)
 
-    def _denoiser_shapes(self, batch: int, height: int, width: int) -> Shapes:
+    def _denoiser_shapes(self, batch: int, height: int, width: int, length: int) -> Shapes:
         return (
             ("x", (batch, self._bundle.latent_channels, height, width)),
             ("t", (batch,)),
-            ("text", (batch, self._bundle.text_length, self._bundle.text_width)),
+            ("text", (batch, length, self._bundle.text_width)),
         )
 
     def _load(self, part: str, shapes: Shapes) -> Future[Any]:
@@ -176,18 +191,24 @@ def model_info(bundle: Bundle) -> ModelInfo:
     Raises:
         CheckpointError: a sampling contract in it cannot be read, or is not one of a student.
     """
+    contract = _contract(bundle.contract)
+    encoder = TextEncoderInfo(
+        kind="bert" if bundle.text_mask else "clip",
+        length=bundle.text_length,
+        tokenizer_json=(bundle.folder / TOKENIZER).read_text(encoding="utf-8"),
+    )
     return ModelInfo(
         name=bundle.name,
         hash=bundle.hash,
-        contract=_contract(bundle.contract),
+        contract=contract,
         latent_channels=bundle.latent_channels,
         downscale=bundle.downscale,
-        text_length=bundle.text_length,
+        encoders=(encoder,),
         native_size=bundle.native_size,
         size_multiple=bundle.size_multiple,
         max_size=bundle.max_size,
         licence=bundle.licence,
-        tokenizer_json=(bundle.folder / TOKENIZER).read_text(encoding="utf-8"),
+        family=contract.base_family,
         students=tuple(
             StudentInfo(
                 name=student.name,

@@ -1,21 +1,26 @@
 """The backend for pipeline folders: PyTorch and diffusers, on a GPU when there is one.
 
-Float32 on a CPU, where bfloat16 is slower than float32 on most machines; bfloat16 on CUDA for the denoiser
-and the text encoder, with the autoencoder in float32, because its half-precision error shows in plain
-areas.
+Every family of `fewstep.models.families`. Float32 on a CPU, where bfloat16 is slower than float32 on most
+machines; bfloat16 on CUDA for the denoiser and the text encoders, with the autoencoder in float32: its
+half-precision error shows in plain areas, and Stable Diffusion XL's overflows in half precision.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewstep.checkpoint.bundle import student_part
-from fewstep.engine.backends.base import FloatArray, IntArray, ModelInfo, StudentInfo, f32
+from fewstep.engine.backends import torch_info
+from fewstep.engine.backends.base import (
+    Conditions,
+    FloatArray,
+    IntArray,
+    f32,
+)
 from fewstep.errors import DependencyError
 
 
@@ -38,8 +43,7 @@ class TorchBackend:
         require()
         import torch
 
-        from fewstep.checkpoint.safetensors import folder_hash
-        from fewstep.models import fixed_tokenizer, load, wrappers
+        from fewstep.models import load, wrappers
 
         self._torch = torch
         if threads is not None:
@@ -48,37 +52,18 @@ class TorchBackend:
         self._half = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         self.rows = 8 if self._device.type == "cuda" else 4
         self._folder = load.check_folder(folder)
-        load.check_index(folder)
-        contract, auto = load.contract(folder), load.autoencoder(folder / "vae")
-        text_encoder, tokenizer = load.text_parts(folder)
-        masked = bool(getattr(text_encoder.config, "use_attention_mask", False))
-        self._masked = masked
-        self._text = wrappers.text_encoder(text_encoder, masked=masked).to(self._device, self._half)
-        self._denoisers: dict[str | None, Any] = {}
+        self._index = load.check_index(folder)
+        auto = load.autoencoder(folder / "vae", title=self._index.family.title)
         self._encoder = wrappers.encoder(auto).to(self._device)
         self._decoder = wrappers.decoder(auto).to(self._device)
         for module in (self._encoder, self._decoder):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._scale = float(auto.config.scaling_factor)
-        self._shift = float(auto.config.shift_factor or 0.0)
-        downscale = 2 ** (len(auto.config.block_out_channels) - 1)
-        width, height = contract.native_sizes[0]
-        self.info = ModelInfo(
-            name=folder.resolve().name,
-            hash=folder_hash(folder),
-            contract=contract,
-            latent_channels=int(auto.config.latent_channels),
-            downscale=downscale,
-            text_length=int(tokenizer.model_max_length),
-            native_size=(width, height),
-            size_multiple=downscale,
-            max_size=4 * max(width, height),
-            licence="see the model card",
-            tokenizer_json=fixed_tokenizer.to_json(tokenizer),
-            students=tuple(
-                StudentInfo(name=name, hash=folder_hash(folder / student_part(name)), contract=own)
-                for name, own in load.student_contracts(folder).items()
-            ),
+        self._scale, self._shift = torch_info.latent_scale(auto.config)
+        network = load.network_config(folder, self._index)
+        tokenizers = self._load_text(network)
+        self._denoisers: dict[str | None, Any] = {}
+        self.info = torch_info.model_info(
+            folder, self._index, auto.config, network, tokenizers, self._text.max_clip_skip()
         )
 
     def describe(self, student: str | None = None) -> Mapping[str, str]:
@@ -97,55 +82,105 @@ class TorchBackend:
         """Load the denoiser; everything else is loaded already."""
         self._denoiser(student)
 
-    def encode_text(self, ids: IntArray, mask: IntArray) -> FloatArray:
-        """One call."""
-        inputs = [ids, mask] if self._masked else [ids]
-        return self._call(self._text, inputs, None)
+    def encode_text(
+        self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
+    ) -> Conditions:
+        """One call of every text encoder."""
+        with self._torch.inference_mode():
+            text = self._text(
+                [self._given(array, None) for array in ids], [self._given(array, None) for array in masks],
+                clip_skip,
+            )  # fmt: skip
+        return Conditions(
+            tokens=_numpy(text.tokens),
+            pooled=None if text.pooled is None else _numpy(text.pooled),
+            mask=None if text.mask is None else text.mask.cpu().numpy(),
+        )
 
     def denoise(
-        self, x: FloatArray, t: FloatArray, text: FloatArray, student: str | None = None
+        self, x: FloatArray, t: FloatArray, conditions: Conditions, student: str | None = None
     ) -> FloatArray:
         """One call; the time stays float32, as its embedding is computed in float32."""
-        torch = self._torch
-        with torch.inference_mode():
-            raw = self._denoiser(student)(
-                self._tensor(x, self._half), self._tensor(t, None), self._tensor(text, self._half)
-            )
-        return f32(raw.float().cpu().numpy())
+        from fewstep.models.conditions import Conditions as Told
 
-    def encode_image(self, pixels: FloatArray) -> FloatArray:
+        with self._torch.inference_mode():
+            told = Told(
+                text=self._tensor(conditions.tokens, self._half),
+                pooled=self._given(conditions.pooled, self._half),
+                concat=self._given(conditions.concat, self._half),
+                guidance=self._given(conditions.guidance, None),
+            )
+            mask = self._given(conditions.mask, None)
+            raw = self._denoiser(student)(self._tensor(x, self._half), self._tensor(t, None), told, mask)
+        return _numpy(raw)
+
+    def encode_image(self, pixels: FloatArray, *, scaled: bool = True) -> FloatArray:
         """One call."""
-        return f32((self._call(self._encoder, [pixels], None) - self._shift) * self._scale)
+        raw = self._call(self._encoder, pixels)
+        return f32((raw - self._shift) * self._scale) if scaled else raw
 
     def decode(self, latents: FloatArray) -> FloatArray:
         """One call."""
-        return self._call(self._decoder, [latents / self._scale + self._shift], self._torch.float32)
+        return self._call(self._decoder, latents / self._scale + self._shift)
 
     def close(self) -> None:
         """Let go of the networks."""
         del self._text, self._denoisers, self._encoder, self._decoder
 
-    def _denoiser(self, student: str | None) -> Any:
-        """The network of a student, or of the model itself; loaded at the first call."""
-        if student not in self._denoisers:
-            from fewstep.models import load, wrappers
+    def _load_text(self, network: Mapping[str, Any]) -> list[Any]:
+        """Load the text encoders as one stack, and return their tokenizers."""
+        from fewstep.models import load, prompting
 
-            if student is None:
-                network = load.denoiser(self._folder / "unet")
-            else:
+        family, index = self._index.family, self._index
+        there = [pair for pair in family.text_parts if pair[0] in index.classes]
+        tokenizers = [load.tokenizer(self._folder, tokenizer, index) for _, tokenizer in there]
+        encoders = [load.text_encoder(self._folder, encoder, index) for encoder, _ in there]
+        stack = prompting.TextStack(
+            family.text,
+            encoders,
+            width=torch_info.whole(network.get("joint_attention_dim")),
+            masked=bool(getattr(encoders[0].config, "use_attention_mask", False)),
+        )
+        self._text = stack.eval().to(self._device, self._half)
+        return tokenizers
+
+    def _denoiser(self, student: str | None) -> Any:
+        """How the network of a student, or of the model itself, is called; loaded at the first call."""
+        if student not in self._denoisers:
+            from fewstep.models import calls, load
+
+            index = self._index
+            network: Any
+            if student is not None:
                 network, _ = load.load_student(self._folder, student)
-            module: Any = wrappers.denoiser(network).to(self._device, self._half)
-            self._denoisers[student] = module.to(memory_format=self._torch.channels_last)
+            elif index.family.denoiser == "unet":
+                network = load.denoiser(self._folder / "unet", title=index.family.title)
+            else:
+                network = load.transformer(self._folder, index)
+            # the plain method: diffusers' own warns of modules to be kept in float32 even when there are none
+            plain = self._torch.nn.Module.to
+            plain(network, self._device, self._half)
+            if index.family.denoiser == "unet":
+                plain(network, memory_format=self._torch.channels_last)
+            t5 = "text_encoder_3" in index.classes
+            empty = 0 if t5 or index.family.max_tokens is None else index.family.max_tokens
+            self._denoisers[student] = calls.caller(network, self.info.downscale, empty_tokens=empty)
         return self._denoisers[student]
 
     def _tensor(self, array: Any, dtype: Any) -> Any:
         # A time broadcast to one row stays read-only, which torch warns of.
         return self._torch.from_numpy(np.require(array, requirements="W")).to(self._device, dtype)
 
-    def _call(self, module: Any, inputs: list[Any], dtype: Any) -> FloatArray:
+    def _given(self, array: Any, dtype: Any) -> Any:
+        return None if array is None else self._tensor(array, dtype)
+
+    def _call(self, module: Any, pixels: FloatArray) -> FloatArray:
         with self._torch.inference_mode():
-            result = module(*(self._tensor(array, dtype) for array in inputs))
-        return f32(result.float().cpu().numpy())
+            return _numpy(module(self._tensor(f32(pixels), self._torch.float32)))
+
+
+def _numpy(tensor: Any) -> FloatArray:
+    return f32(tensor.float().cpu().numpy())
 
 
 def require() -> None:

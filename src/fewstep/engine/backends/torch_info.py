@@ -1,0 +1,115 @@
+"""What the engine must know of a pipeline folder, read from its configurations. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fewstep.checkpoint.bundle import student_part
+from fewstep.checkpoint.safetensors import folder_hash
+from fewstep.engine.backends.base import Inputs, ModelInfo, StudentInfo, TextEncoderInfo, f32
+from fewstep.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from fewstep.models.families import Family, Index
+
+
+def latent_scale(config: Any) -> tuple[Any, Any]:
+    """(scale, shift) of ``(mean - shift) * scale``: numbers, or one per channel as float32 (1, C, 1, 1).
+
+    diffusers' SDXL pipelines use the statistics of an autoencoder's latents where it has them.
+    """
+    scale = float(config.scaling_factor)
+    mean, std = config.latents_mean, config.latents_std
+    if mean is not None and std is not None:
+        channels = (1, -1, 1, 1)
+        spread = f32(np.asarray(std, dtype=np.float32).reshape(channels))
+        return f32(np.float32(scale) / spread), f32(np.asarray(mean, dtype=np.float32).reshape(channels))
+    return scale, float(config.shift_factor or 0.0)
+
+
+def model_info(
+    folder: Path,
+    index: Index,
+    auto: Any,
+    network: Mapping[str, Any],
+    tokenizers: Sequence[Any],
+    max_clip_skip: int,
+) -> ModelInfo:
+    """What the engine must know of a pipeline folder.
+
+    Args:
+        folder: the folder.
+        index: its checked ``model_index.json``.
+        auto: configuration of its autoencoder.
+        network: configuration of its denoiser.
+        tokenizers: of its text encoders.
+        max_clip_skip: layers of the text encoders that can be left out.
+
+    Raises:
+        CheckpointError: a denoiser that takes other channels than are known, or a broken contract.
+    """
+    from fewstep.models import load
+
+    family, contract = index.family, load.contract(folder)
+    downscale = 2 ** (len(auto.block_out_channels) - 1)
+    width, height = contract.native_sizes[0]
+    channels = int(auto.latent_channels)
+    # A transformer reads patches of so many cells.
+    patch = whole(network.get("patch_size")) or 1 if family.denoiser == "transformer" else 1
+    largest = 4 * max(width, height)
+    if limit := whole(network.get("pos_embed_max_size")):
+        largest = min(largest, limit * patch * downscale)
+    return ModelInfo(
+        name=folder.resolve().name,
+        hash=folder_hash(folder),
+        contract=contract,
+        latent_channels=channels,
+        downscale=downscale,
+        encoders=_encoders(family, tokenizers),
+        native_size=(width, height),
+        size_multiple=downscale * patch,
+        max_size=largest,
+        licence="see the model card",
+        students=tuple(
+            StudentInfo(name=name, hash=folder_hash(folder / student_part(name)), contract=own)
+            for name, own in load.student_contracts(folder).items()
+        ),
+        family=family.name,
+        inputs=_inputs(folder, network, channels),
+        zero_empty_negative=index.zero_empty_negative,
+        max_clip_skip=max_clip_skip,
+    )
+
+
+def _encoders(family: Family, tokenizers: Sequence[Any]) -> tuple[TextEncoderInfo, ...]:
+    from fewstep.models import fixed_tokenizer
+
+    found = []
+    for tokenizer in tokenizers:
+        name = type(tokenizer).__name__
+        kind: Any = next((kind for kind in ("clip", "t5") if name.lower().startswith(kind)), "bert")
+        length = family.max_tokens if kind == "t5" and family.max_tokens else int(tokenizer.model_max_length)
+        made = fixed_tokenizer.to_json(tokenizer, length=length, lowered=family.text == "t5")
+        found.append(TextEncoderInfo(kind=kind, length=length, tokenizer_json=made))
+    return tuple(found)
+
+
+def _inputs(folder: Path, network: Mapping[str, Any], channels: int) -> Inputs:
+    """What the denoiser is given beside its latents, by the number of its channels."""
+    given = whole(network.get("in_channels", channels))
+    kinds: dict[int, Inputs] = {channels: "latents", 2 * channels + 1: "inpaint", 2 * channels: "instruct"}
+    if given not in kinds:
+        raise CheckpointError(
+            f"{folder}: the denoiser takes {given} channels, and the autoencoder has {channels}; only "
+            f"{channels}, {2 * channels} (instruct) and {2 * channels + 1} (inpainting) can be drawn with"
+        )
+    return kinds[given]
+
+
+def whole(value: Any) -> int:
+    """A whole number of a configuration; 0 where it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
