@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fewstep.checkpoint.adapters import reading, writing
+from fewstep.checkpoint.adapters import deltas, reading, writing
 from fewstep.checkpoint.adapters.deltas import Delta, Lora
-from fewstep.checkpoint.adapters.names import DENOISERS
-from fewstep.checkpoint.adapters.reading import AdapterFile, shown
+from fewstep.checkpoint.adapters.names import DENOISERS, shown
+from fewstep.checkpoint.adapters.reading import AdapterFile
 from fewstep.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -117,15 +117,14 @@ def _plain(found: AdapterFile) -> dict[str, Lora]:
         raise ValueError(f"it is for {', '.join(found.parts)}")
     plain: dict[str, Lora] = {}
     for layer, delta in next(iter(found.parts.values())).items():
-        if not isinstance(delta, Lora) or delta.mid is not None or delta.dora_scale is not None:
-            kind = type(delta).__name__
-            if isinstance(delta, Lora):
-                kind = (
-                    "a LoRA with lora_mid"
-                    if delta.mid is not None
-                    else "a DoRA (dora_scale, lora_magnitude_vector)"
-                )
-            raise ValueError(f"layer {shown(layer)} is {kind}")
+        more = {name for name, _ in deltas.tensors(delta)} - {"down", "up"}
+        if not isinstance(delta, Lora):
+            raise ValueError(f"layer {shown(layer)} is a {type(delta).__name__} ({', '.join(sorted(more))})")
+        if more:
+            called = {"mid": "lora_mid", "dora_scale": "dora_scale or lora_magnitude_vector"}
+            raise ValueError(
+                f"layer {shown(layer)} has {' and '.join(called.get(m, m) for m in sorted(more))}"
+            )
         plain[layer] = delta
     return plain
 

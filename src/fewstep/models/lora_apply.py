@@ -23,8 +23,8 @@ from torch import nn
 
 from fewstep.checkpoint.adapters import deltas, fitting
 from fewstep.checkpoint.adapters.deltas import Delta, Full, LoHa, LoKr, Lora, Shape
-from fewstep.checkpoint.adapters.names import TEXT_ENCODERS
-from fewstep.checkpoint.adapters.reading import AdapterFile, BaseShapes, shown
+from fewstep.checkpoint.adapters.names import TEXT_ENCODERS, shown
+from fewstep.checkpoint.adapters.reading import AdapterFile, BaseShapes
 from fewstep.errors import CheckpointError, UsageError
 
 Use = tuple[AdapterFile, float, float]
@@ -56,8 +56,8 @@ def delta_weight(delta: Delta, weight: torch.Tensor) -> tuple[torch.Tensor | Non
     parts = {name: value.to(weight.device, kind) for name, value in deltas.tensors(delta)}
     match delta:
         case Full():
-            diff, bias = parts.get("diff"), parts.get("diff_b")
-            return None if diff is None else diff.reshape(weight.shape), bias
+            diff = parts.get("diff")
+            return None if diff is None else diff.reshape(weight.shape), parts.get("diff_b")
         case Lora():
             matrix = _lora(parts)
         case LoHa():
@@ -67,7 +67,7 @@ def delta_weight(delta: Delta, weight: torch.Tensor) -> tuple[torch.Tensor | Non
     added = matrix.reshape(weight.shape) * deltas.scale(delta)
     if delta.dora_scale is not None:
         added = _dora(added, weight.to(kind), parts["dora_scale"])
-    return added, None
+    return added, parts.get("diff_b")
 
 
 class Merged:

@@ -41,6 +41,7 @@ class Lora:
         alpha: what is added is scaled by ``alpha / rank``.
         mid: (rank, rank, *kernel), of a convolution.
         dora_scale: (out, 1, ...) or (1, in, ...).
+        diff_b: (out,), an unscaled difference of the bias, as ComfyUI extracts it.
     """
 
     down: torch.Tensor
@@ -48,6 +49,7 @@ class Lora:
     alpha: float
     mid: torch.Tensor | None = None
     dora_scale: torch.Tensor | None = None
+    diff_b: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,7 +61,7 @@ class LoHa:
         w1_b: (rank, in times kernel), or (rank, in) with ``t1``; ``w2_b`` likewise.
         alpha: as in `Lora`.
         t1: (rank, rank, *kernel); both or neither of ``t1`` and ``t2``.
-        dora_scale: as in `Lora`.
+        dora_scale: as in `Lora`; ``diff_b`` too.
     """
 
     w1_a: torch.Tensor
@@ -70,6 +72,7 @@ class LoHa:
     t1: torch.Tensor | None = None
     t2: torch.Tensor | None = None
     dora_scale: torch.Tensor | None = None
+    diff_b: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -81,7 +84,7 @@ class LoKr:
         w2: whole, or None when it is ``w2_a`` (out2, rank) times ``w2_b`` (rank, in2 times kernel), or, with
             ``t2`` (rank, rank, *kernel) between them, ``w2_a`` (rank, out2) and ``w2_b`` (rank, in2).
         alpha: as in `Lora`; has no effect where both are whole, as LyCORIS and the web UIs have it.
-        dora_scale: as in `Lora`.
+        dora_scale: as in `Lora`; ``diff_b`` too.
     """
 
     alpha: float
@@ -93,6 +96,7 @@ class LoKr:
     w2_b: torch.Tensor | None = None
     t2: torch.Tensor | None = None
     dora_scale: torch.Tensor | None = None
+    diff_b: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from fewstep.checkpoint.adapters import about, deltas, names
 from fewstep.checkpoint.adapters.deltas import Delta, Full, Shape
-from fewstep.checkpoint.adapters.reading import AdapterFile, BaseShapes, shown
+from fewstep.checkpoint.adapters.names import shown
+from fewstep.checkpoint.adapters.reading import AdapterFile, BaseShapes
 
 FAMILIES = {768: "SD1", 1024: "SD2", 2048: "SDXL", 1280: "SDXL refiner", 384: "emoji-128"}
 """Width of the text that a U-Net's cross attention reads -> family of base models."""
@@ -88,13 +89,12 @@ def _misfits(part: str, layer: str, delta: Delta, tensors: Mapping[str, Shape]) 
     if made_for is not None and not deltas.reaches(made_for, weight):
         yield f"{part} layer {shown(layer)} is for weights of {made_for}, the base's is {weight}"
         return
-    if isinstance(delta, Full):
-        if delta.diff_b is not None:
-            bias = tensors.get(f"{name}.bias")
-            if bias is None or tuple(bias) != tuple(delta.diff_b.shape):
-                made_for = tuple(delta.diff_b.shape)
-                yield f"{part} layer {shown(layer)} is for a bias of {made_for}, the base's is {bias}"
-    elif delta.dora_scale is not None:
+    if delta.diff_b is not None:
+        bias, size = tensors.get(f"{name}.bias"), tuple(delta.diff_b.shape)
+        if bias is None or tuple(bias) != size:
+            has = "none" if bias is None else tuple(bias)
+            yield f"{part} layer {shown(layer)} is for a bias of {size}, the base has {has}"
+    if not isinstance(delta, Full) and delta.dora_scale is not None:
         try:
             deltas.dora_axis(delta.dora_scale, weight)
         except ValueError as error:

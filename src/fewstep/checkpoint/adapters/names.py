@@ -59,6 +59,11 @@ _OUTSIDE = {  # layers outside the blocks
 _CLIP = re.compile(r"(encoder\.layers\.|final_layer_norm$|embeddings\.(token|position)_embedding$)")
 
 
+def shown(name: str) -> str:
+    """A name from a file as a message may have it: quoted, escaped, not endless."""
+    return ascii(name if len(name) <= 120 else f"{name[:117]}...")
+
+
 def flat_names(names: Iterable[str]) -> dict[str, str | None]:
     """Underscored name -> module path, of a base's modules; None where two paths give one name.
 

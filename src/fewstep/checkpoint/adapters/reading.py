@@ -2,7 +2,7 @@
 
 Formats: kohya's names (``lora_unet_...``, ``lora_te1_...``) with the blocks of diffusers or of CompVis, also
 of LyCORIS; diffusers' names with their prefixes (``unet.``, ``text_encoder.``), of today and before it used
-peft; peft's own (``base_model.model.``). What alpha means in each:
+peft; peft's own (``base_model.model.``); ComfyUI's (``diffusion_model.input_blocks...``). What alpha means:
 
 - an entry ``scale`` is alpha / rank itself and comes first, as in A1111;
 - an entry ``alpha`` of the layer;
@@ -14,26 +14,22 @@ Files are hostile until checked: names are looked at in the header, before any t
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any
 
 from fewstep.checkpoint import safetensors
-from fewstep.checkpoint.adapters import alphas, deltas, names
+from fewstep.checkpoint.adapters import alphas, deltas, names, places
 from fewstep.checkpoint.adapters.deltas import Delta
+from fewstep.checkpoint.adapters.names import shown
+from fewstep.checkpoint.adapters.pieces import Pieces
 from fewstep.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import torch
 
 CONTRACT = "fewstep.contract"
 """Header key of the sampling contract."""
-
-Style = Literal["diffusers", "peft", "diffusers-old", "kohya", "kohya-compvis"]
 
 BaseShapes = Mapping[str, Mapping[str, deltas.Shape]]
 """Part of a pipeline -> name of a tensor in its state dict -> shape."""
@@ -41,46 +37,7 @@ BaseShapes = Mapping[str, Mapping[str, deltas.Shape]]
 _MAX_NAME = 500  # the longest of SDXL has 110 characters
 _MAX_TENSORS = 100_000
 _MAX_TEXT = 1_000_000  # of one header text; ss_tag_frequency of large training sets is about half of that
-_PREVIEW = "ssmd_cover_images"
-
-_KOHYA = re.compile(rf"({'|'.join(names.PREFIXES)})_([A-Za-z0-9_]+)\.(.+)")
-_PART = re.compile(rf"({'|'.join((*names.DENOISERS, *names.TEXT_ENCODERS))})\.(.+)")
-_PEFT = re.compile(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
-_MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.[^.]+)?")
-_OLD = re.compile(r"(.+?)(\.lora|\.lora_linear_layer|_lora)\.(down|up)\.weight")
-_SHORT_NAMES = {  # diffusers' first names of CLIP's projections
-    "to_q": "q_proj",
-    "to_k": "k_proj",
-    "to_v": "v_proj",
-    "to_out": "out_proj",
-}
-
-_FIELDS = {
-    "lora_down.weight": ("lora", "down"),
-    "lora_up.weight": ("lora", "up"),
-    "lora_mid.weight": ("lora", "mid"),
-    **{f"hada_{name}": ("loha", name) for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    **{f"lokr_{name}": ("lokr", name) for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
-    "diff": ("full", "diff"),
-    "diff_b": ("full", "diff_b"),
-    "w_norm": ("norm", "diff"),
-    "b_norm": ("norm", "diff_b"),
-    "alpha": ("", "alpha"),
-    "scale": ("", "scale"),
-    "dora_scale": ("", "dora_scale"),
-}
-_REFUSED = {
-    "on_input": "IA3 (it multiplies activations)",
-    "a1.weight": "GLoRA (its generations order the factors differently)",
-    "oft_blocks": "OFT (it rotates weights)",
-    "oft_diag": "OFT (it rotates weights)",
-    "lora_B.bias": "LoRA with biases",
-    "bias_values": "LoRA with biases",
-    "lambda_layer": "T-LoRA (it depends on the timestep)",
-    "lora_embedding_A": "LoRA of an embedding",
-    "set_weight": "a replacement of weights",
-    "reshape_weight": "LoRA of a base with other shapes",
-}
+_LEFT_OUT = frozenset({"format", "ssmd_cover_images"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -100,7 +57,7 @@ class AdapterFile:
 
     name: str
     parts: dict[str, dict[str, Delta]]
-    style: Style = "diffusers"
+    style: places.Style = "diffusers"
     unmatched: tuple[str, ...] = ()
     contract_json: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
@@ -130,128 +87,58 @@ def read_adapter(
 
 def parse(file: Path, *, base: BaseShapes | None = None, peft_config: str | None = None) -> AdapterFile:
     """`read_adapter`, with a ValueError that has the reason only where the content is at fault."""
-    found = _tensor_names(file)
-    _check_names(found)
+    stored = _tensor_names(file)
+    _check_names(stored)
     header = safetensors.read_metadata(file)
     known = {part: names.flat_names(_modules(tensors)) for part, tensors in (base or {}).items()}
-    places = {name: _place(name, known) for name in found}
-    if kinds := sorted({kind for name in found if (kind := _refused(name))}):
-        raise ValueError(f"it is {', '.join(kinds)}, which is not supported")
-    if found and not any(places.values()):
-        raise ValueError(f"it is no adapter, it has {shown(found[0])}")
+    found = {name: places.place(name, known) for name in stored}
+    if kinds := sorted({kind for name in stored if (kind := places.unsupported(name))}):
+        raise ValueError(f"it is {' and '.join(kinds)}, which is not supported")
+    if not any(found.values()):
+        raise ValueError(f"it is no adapter, it has {shown(stored[0])}")
     tensors = safetensors.load_torch(file)
-    layers: dict[tuple[str, str], _Layer] = {}
-    for name, place in places.items():
+    layers: dict[str, dict[str, Pieces]] = {}
+    for name, place in found.items():
         if place is not None:
-            layers.setdefault((place.part, place.layer), _Layer()).add(place, name, tensors[name])
-    texts = _texts(header)
-    in_header = texts.pop(alphas.HEADER_KEY, None)
+            layers.setdefault(place.part, {}).setdefault(place.layer, Pieces()).add(
+                place, name, tensors[name]
+            )
+    in_header, contract = header.pop(alphas.HEADER_KEY, None), header.pop(CONTRACT, None)
+    if contract is not None and len(contract) > _MAX_TEXT:
+        raise ValueError(f"its {CONTRACT} has {len(contract)} characters")
     source = alphas.HEADER_KEY if peft_config is None else alphas.CONFIG_FILE
     given = alphas.configuration(in_header if peft_config is None else peft_config, source)
-    parts: dict[str, dict[str, Delta]] = {}
-    for (part, layer), pieces in layers.items():
-        try:
-            parts.setdefault(part, {})[layer] = pieces.delta()
-        except ValueError as error:
-            raise ValueError(f"of {part} layer {shown(layer)} {error}") from None
-    for part, part_layers in parts.items():
-        ranks = {name: r for name, delta in part_layers.items() if (r := deltas.rank(delta))}
-        from_config = alphas.of_layers(part, ranks, given, source)
-        for layer, delta in part_layers.items():
-            part_layers[layer] = layers[part, layer].with_alpha(part, layer, delta, from_config.get(layer))
     return AdapterFile(
         name=file.name,
-        parts=parts,
-        style=_style(found),
-        unmatched=tuple(name for name, place in places.items() if place is None),
-        contract_json=texts.pop(CONTRACT, None),
-        metadata={key: text for key, text in texts.items() if key != "format"},
+        parts={part: _deltas(part, pieces, given, source) for part, pieces in layers.items()},
+        style=places.style(stored),
+        unmatched=tuple(name for name, place in found.items() if place is None),
+        contract_json=contract,
+        metadata=_texts(header),
     )
 
 
-def shown(name: str) -> str:
-    """A name from a file as a message may have it: quoted, escaped, not endless."""
-    return ascii(name if len(name) <= 120 else f"{name[:117]}...")
+def _deltas(
+    part: str, layers: Mapping[str, Pieces], config: Mapping[str, Any] | None, source: str
+) -> dict[str, Delta]:
+    found: dict[str, Delta] = {}
+    for layer, pieces in layers.items():
+        with _told(part, layer):
+            found[layer] = pieces.delta()
+    ranks = {layer: r for layer, delta in found.items() if (r := deltas.rank(delta))}
+    given = alphas.of_layers(part, ranks, config, source)
+    for layer, pieces in layers.items():
+        with _told(part, layer):
+            found[layer] = pieces.with_alpha(found[layer], given.get(layer))
+    return found
 
 
-class _Place(NamedTuple):
-    part: str
-    layer: str
-    kind: str  # lora, loha, lokr, full, norm; empty for what all may have
-    field: str
-
-
-class _Layer:
-    """The tensors of one layer while the file is read."""
-
-    def __init__(self) -> None:
-        self.pieces: dict[str, tuple[str, torch.Tensor]] = {}
-        self.kinds: dict[str, str] = {}
-
-    def add(self, place: _Place, name: str, value: torch.Tensor) -> None:
-        if place.field in self.pieces:
-            raise ValueError(f"{shown(self.pieces[place.field][0])} and {shown(name)} are the same tensor")
-        self.pieces[place.field] = (name, value)
-        if place.kind:
-            self.kinds.setdefault(place.kind, name)
-
-    def delta(self) -> Delta:
-        """The delta, its alpha still to come."""
-        if len(self.kinds) != 1:
-            several = " and ".join(map(shown, self.kinds.values())) or shown(
-                next(iter(self.pieces.values()))[0]
-            )
-            raise ValueError(f"it has {several}, which make no layer")
-        (kind,) = self.kinds
-        parts: dict[str, Any] = {field: value for field, (_, value) in self.pieces.items()}
-        extra = {"alpha", "scale", "dora_scale"} & parts.keys()
-        for name in ("alpha", "scale"):
-            parts.pop(name, None)
-        needed = {"lora": ("down", "up"), "loha": ("w1_a", "w1_b", "w2_a", "w2_b")}.get(kind, ())
-        if (
-            "magnitude" in parts
-        ):  # peft's has its numbers elsewhere: (out,) or, of a convolution, (1, out, 1, 1)
-            if "dora_scale" in parts:
-                raise ValueError("it has two DoRA magnitudes")
-            dimensions = parts["down"].ndim if "down" in parts else 2
-            parts["dora_scale"] = parts.pop("magnitude").reshape(-1, *(1,) * (dimensions - 1))
-            extra |= {"dora_scale"}
-        if missing := [name for name in needed if name not in parts]:
-            few = "only one of the two tensors" if kind == "lora" else "too few tensors"
-            raise ValueError(f"it has {few}: {', '.join(missing)} is missing")
-        delta: Delta
-        if kind in ("full", "norm"):
-            if extra - {"alpha"}:  # tools agree that alpha means nothing here
-                raise ValueError(
-                    f"it has a difference with {', '.join(sorted(extra))}, whose meaning is not known"
-                )
-            delta = deltas.Full(norm=kind == "norm", **parts)
-        elif kind == "lora":
-            delta = deltas.Lora(alpha=math.nan, **parts)
-        else:
-            delta = (deltas.LoHa if kind == "loha" else deltas.LoKr)(alpha=math.nan, **parts)
-        deltas.check(delta)
-        return delta
-
-    def with_alpha(self, part: str, layer: str, delta: Delta, from_config: float | None) -> Delta:
-        """The delta with the alpha that the file, the config or nobody gives."""
-        if isinstance(delta, deltas.Full):
-            return delta
-        r = deltas.rank(delta)
-        alpha = float(r or 1)
-        if "scale" in self.pieces:
-            alpha *= self._number("scale", part, layer)
-        elif "alpha" in self.pieces:
-            alpha = self._number("alpha", part, layer)
-        elif from_config is not None:
-            alpha = alphas.checked(from_config, f"alpha of {part} layer {shown(layer)}")
-        return replace(delta, alpha=alpha)
-
-    def _number(self, what: str, part: str, layer: str) -> float:
-        name, value = self.pieces[what]
-        if value.numel() != 1:
-            raise ValueError(f"{what} of {shown(name)} is not one number")
-        return alphas.checked(float(value), f"{what} of {part} layer {shown(layer)}")
+@contextlib.contextmanager
+def _told(part: str, layer: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"of {part} layer {shown(layer)}, {error}") from None
 
 
 def _tensor_names(file: Path) -> list[str]:
@@ -280,82 +167,9 @@ def _modules(tensors: Mapping[str, deltas.Shape]) -> list[str]:
     return [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
 
 
-def _refused(name: str) -> str | None:
-    return next((kind for end, kind in _REFUSED.items() if name.endswith(f".{end}")), None)
-
-
-def _place(name: str, known: Mapping[str, Mapping[str, str | None]]) -> _Place | None:
-    """Where a tensor belongs, or None where that is not known."""
-    if match := _KOHYA.fullmatch(name):
-        tail = _tail(f"x.{match[3]}")
-        if tail is None or tail[0] != "x":
-            return None
-        part = names.PREFIXES[match[1]]
-        if part in names.DENOISERS and part not in known:
-            part = next((other for other in names.DENOISERS if other in known), part)
-        try:
-            layer = names.from_kohya(match[2], known.get(part))
-        except ValueError:
-            return None
-    else:
-        part, path = _split_part(name, known)
-        tail = _tail(path)
-        if tail is None:
-            return None
-        layer = _modern(tail[0], part)
-    if part in names.TEXT_ENCODERS:
-        layer = names.with_text_model(layer)
-    return _Place(part, layer, *tail[1:])
-
-
-def _split_part(name: str, known: Mapping[str, Any]) -> tuple[str, str]:
-    path = name.removeprefix("base_model.model.")
-    if match := _PART.fullmatch(path):
-        return match[1], match[2]
-    part = names.guess_part(path)
-    if part in names.DENOISERS and part not in known:
-        part = next((other for other in names.DENOISERS if other in known), part)
-    return part, path
-
-
-def _tail(path: str) -> tuple[str, str, str] | None:
-    """(layer, kind, field) of a name without its prefix."""
-    if match := _PEFT.fullmatch(path):
-        return match[1], "lora", "down" if match[2] == "A" else "up"
-    if match := _MAGNITUDE.fullmatch(path):
-        return match[1], "", "magnitude"
-    if match := _OLD.fullmatch(path):
-        return match[1], "lora", match[3]
-    for end, (kind, name) in _FIELDS.items():
-        if path.endswith(f".{end}"):
-            layer = path.removesuffix(f".{end}")
-            if name == "alpha" and (inner := _tail(layer)):  # diffusers' network_alphas: ...down.weight.alpha
-                layer = inner[0]
-            return layer, kind, name
-    return None
-
-
-def _modern(layer: str, part: str) -> str:
-    """A path without the attention processors of older diffusers."""
-    layer = layer.replace(".processor.", ".")
-    parent, _, last = layer.rpartition(".")
-    if part in names.TEXT_ENCODERS and parent.endswith("self_attn"):
-        return f"{parent}.{_SHORT_NAMES.get(last, last)}"
-    return f"{layer}.0" if last == "to_out" and part in names.DENOISERS else layer
-
-
-def _style(found: list[str]) -> Style:
-    if kohya := [match for name in found if (match := _KOHYA.fullmatch(name))]:
-        compvis = any(names.is_compvis(match[2]) for match in kohya if match[1] == "lora_unet")
-        return "kohya-compvis" if compvis else "kohya"
-    if any(_OLD.fullmatch(name) for name in found):
-        return "diffusers-old"
-    return "diffusers" if any(_PART.fullmatch(name) for name in found) else "peft"
-
-
 def _texts(header: Mapping[str, str]) -> dict[str, str]:
     return {
         key: text
         for key, text in header.items()
-        if key != _PREVIEW and len(key) <= _MAX_NAME and key.isprintable() and len(text) <= _MAX_TEXT
+        if key not in _LEFT_OUT and len(key) <= _MAX_NAME and key.isprintable() and len(text) <= _MAX_TEXT
     }

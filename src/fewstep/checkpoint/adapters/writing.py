@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from fewstep.checkpoint import safetensors
 from fewstep.checkpoint.adapters import about, alphas, deltas, fitting, names
 from fewstep.checkpoint.adapters.deltas import Delta, Full, LoHa, LoKr, Lora
-from fewstep.checkpoint.adapters.reading import CONTRACT, AdapterFile, shown
+from fewstep.checkpoint.adapters.names import shown
+from fewstep.checkpoint.adapters.reading import CONTRACT, AdapterFile
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _diffusers(parts: Mapping[str, Mapping[str, Delta]]) -> tuple[dict[str, torc
     for part, layers in parts.items():
         plain: dict[str, Lora] = {}
         for layer, delta in layers.items():
-            if not isinstance(delta, Lora) or delta.mid is not None:
+            if not isinstance(delta, Lora) or delta.mid is not None or delta.diff_b is not None:
                 raise ValueError(
                     f"{part} layer {shown(layer)} is {_kind(delta)}, which has no diffusers names; "
                     "use the style kohya"
@@ -101,8 +102,8 @@ def _config(part: str, layers: Mapping[str, Lora], dora: bool) -> dict[str, Any]
     short = {name: names.without_text_model(name) if text else name for name in layers}
     ranks = {short[name]: len(delta.down) for name, delta in layers.items()}
     given = {short[name]: delta.alpha for name, delta in layers.items()}
-    rank = Counter(ranks.values()).most_common(1)[0][0]
-    alpha = Counter(given.values()).most_common(1)[0][0]
+    rank = max(Counter(ranks.values()).items(), key=lambda entry: (entry[1], entry[0]))[0]  # the most common
+    alpha = max(Counter(given.values()).items(), key=lambda entry: (entry[1], entry[0]))[0]
     config: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(ranks)}
     start = "" if text else "^"  # peft takes patterns for the ends of names
     if others := {f"{start}{name}": value for name, value in ranks.items() if value != rank}:
@@ -165,7 +166,7 @@ def _kohya(adapter: AdapterFile, *, compvis: bool) -> dict[str, torch.Tensor]:
 def _kohya_tensors(delta: Delta) -> Iterator[tuple[str, torch.Tensor]]:
     for name, value in deltas.tensors(delta):
         match delta:
-            case _ if name == "dora_scale":
+            case Lora() | LoHa() | LoKr() if name in ("dora_scale", "diff_b"):
                 yield name, value
             case Lora():
                 yield f"lora_{name}.weight", value
@@ -181,5 +182,5 @@ def _kohya_tensors(delta: Delta) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _kind(delta: Delta) -> str:
     if isinstance(delta, Lora):
-        return "a LoRA with a tensor in the middle"
+        return "a LoRA with a bias" if delta.mid is None else "a LoRA with a tensor in the middle"
     return "a difference" if isinstance(delta, Full) else f"a {type(delta).__name__}"
