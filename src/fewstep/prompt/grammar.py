@@ -79,6 +79,7 @@ def parse(
     *,
     hires_steps: int | None = None,
     emphasis: EmphasisMode = "original",
+    negative: bool = False,
 ) -> Plan:
     """Parse a prompt.
 
@@ -92,6 +93,8 @@ def parse(
         hires_steps: given, the plan is for a second pass of so many steps after the first; see
             `fewstep.prompt.schedule.text_schedule`.
         emphasis: how attention will be applied; ``none`` leaves its brackets in the text.
+        negative: it is a negative prompt. There AND is a word, as in the web UI, and network tags leave the
+            text without any effect, and it is said (in the web UI they stay as words).
 
     Raises:
         UsageError: a step count is below 1, or the emphasis is not known. Never because of the prompt.
@@ -104,7 +107,12 @@ def parse(
     text, warnings = cleaned(prompt)
     text, networks, said = cut_networks(text)
     warnings += said
-    parts = [part.strip() for part in _AND.split(text)]
+    if negative and networks:
+        warnings.append(
+            f"networks in a negative prompt have no effect: {', '.join(n.name for n in networks)[:100]}"
+        )
+        networks = ()
+    parts = [part.strip() for part in ([text] if negative else _AND.split(text))]
     if len(parts) > MAX_SUBPROMPTS:
         warnings.append(f"only the first {MAX_SUBPROMPTS} of {len(parts)} prompts joined by AND are used")
     budget = MAX_RENDERED

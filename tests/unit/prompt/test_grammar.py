@@ -35,6 +35,14 @@ def test_without_and_there_is_no_weight(prompt: str) -> None:
     assert parts(prompt) == [(prompt, 1.0)]
 
 
+def test_a_negative_prompt_is_one_prompt_without_networks() -> None:
+    plan = parse("dog AND cat:0.5 <lora:ink:1> [a|b]", 2, negative=True)
+    (subprompt,) = plan.subprompts
+    assert [entry.text for entry in subprompt.schedule] == ["dog AND cat:0.5  a", "dog AND cat:0.5  b"]
+    assert plan.networks == ()
+    assert plan.warnings == ("networks in a negative prompt have no effect: ink",)
+
+
 def test_order_of_processing() -> None:
     plan = parse("<lora:ink:0.5> [sand:(sea:1.2):2] view AND <lyco:x:1>sky:0.5", 4)
     assert [network.name for network in plan.networks] == ["ink", "x"]

@@ -102,6 +102,6 @@ def test_find() -> None:
 
 
 def test_styles_that_make_a_prompt_too_long_are_refused() -> None:
-    double = [Style(f"{n}", "{prompt} {prompt}") for n in range(40)]
+    double = [Style(f"{n}", "{prompt} {prompt}") for n in range(16)]
     with pytest.raises(UsageError, match=f"longer than {MAX_CHARACTERS} characters"):
         apply("fox", "", double)
