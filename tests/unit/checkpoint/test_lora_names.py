@@ -90,9 +90,9 @@ def test_C02_every_layer_comes_back_from_kohya_names(layers: dict[Any, list[str]
             assert names.to_kohya(layer) == layer.replace(".", "_")
 
 
-@pytest.mark.parametrize(("make", "slot"), [(sd1, 1), (sdxl, 2)])
-def test_C02_every_layer_of_a_unet_comes_back_from_compvis_names(layers, make: Any, slot: int) -> None:
-    stems = {layer: names.to_kohya(layer, compvis_slot=slot) for layer in layers[make]}
+@pytest.mark.parametrize(("make", "spelling"), [(sd1, "sd1"), (sdxl, "sdxl")])
+def test_C02_every_layer_of_a_unet_comes_back_from_compvis_names(layers, make: Any, spelling: Any) -> None:
+    stems = {layer: names.to_kohya(layer, compvis=spelling) for layer in layers[make]}
     assert len(set(stems.values())) == len(stems)
     for layer, stem in stems.items():
         assert names.is_compvis(stem) and names.from_kohya(stem) == layer
@@ -130,7 +130,7 @@ def test_C02_every_layer_of_a_unet_comes_back_from_compvis_names(layers, make: A
 )
 def test_compvis_names_of_known_layers(stem: str, layer: str, slot: int) -> None:
     assert names.from_kohya(stem) == layer
-    assert names.to_kohya(layer, compvis_slot=slot) == stem
+    assert names.to_kohya(layer, compvis="sd1" if slot == 1 else "sdxl") == stem
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_the_base_decides_what_an_underscore_is() -> None:
 def test_names_that_would_be_lost_are_refused() -> None:
     for layer, slot in (("hidden_1", None), ("x.y", 2), ("mid_block.resnets.0.strange", 2), ("a..b", None)):
         with pytest.raises(ValueError, match=r"could not be read back|cannot be a layer"):
-            names.to_kohya(layer, compvis_slot=slot)
+            names.to_kohya(layer, compvis="sdxl" if slot else None)
 
 
 def test_clip_has_text_model_in_files_and_bert_has_not() -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from fewstep.checkpoint.keymaps import unet
 
 PREFIXES = {
     "lora_unet": "unet",
@@ -35,27 +38,17 @@ _WORDS = frozenset(
     "text_embedder norm_out "
     # CLIP
     "text_model self_attn q_proj k_proj v_proj out_proj layer_norm1 layer_norm2 final_layer_norm "
-    "token_embedding position_embedding text_projection".split()
+    "token_embedding position_embedding text_projection "
+    # U-Nets in CompVis's code
+    "input_blocks middle_block output_blocks time_embed label_emb in_layers out_layers emb_layers "
+    "skip_connection".split()
 )
 _LONGEST = max(word.count("_") for word in _WORDS) + 1
 
-_RESNET = {
-    "in_layers_0": "norm1",
-    "in_layers_2": "conv1",
-    "emb_layers_1": "time_emb_proj",
-    "out_layers_0": "norm2",
-    "out_layers_3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-_OUTSIDE = {  # layers outside the blocks
-    "input_blocks_0_0": "conv_in",
-    "out_0": "conv_norm_out",
-    "out_2": "conv_out",
-    "time_embed_0": "time_embedding_linear_1",
-    "time_embed_2": "time_embedding_linear_2",
-    "label_emb_0_0": "add_embedding_linear_1",
-    "label_emb_0_2": "add_embedding_linear_2",
-}
+_COMPVIS = {
+    "sd1": unet.keymap(unet.Structure(blocks=4, layers=2, attention=frozenset({1, 2, 3}))),
+    "sdxl": unet.keymap(unet.Structure(blocks=4, layers=2, attention=frozenset({0, 1, 2, 3}))),
+}  # what differs is the place of the first upsampler; SDXL has three blocks, attention in two
 _CLIP = re.compile(r"(encoder\.layers\.|final_layer_norm$|embeddings\.(token|position)_embedding$)")
 
 
@@ -89,47 +82,46 @@ def from_kohya(stem: str, known: Mapping[str, str | None] | None = None) -> str:
     Raises:
         ValueError: two layers of the base have that name, or it cannot be the name of a layer.
     """
-    flat = _from_compvis(stem) or stem
+    path = from_compvis(_dotted(stem)) or _dotted(stem)
+    flat = path.replace(".", "_")
     if known is not None and flat in known:
         name = known[flat]
         if name is None:
             raise ValueError(f"two layers of the base are called {flat!r} in kohya's spelling")
         return name
-    tokens, words, at = flat.split("_"), [], 0
-    if not all(tokens):
-        raise ValueError(f"{flat!r} cannot be a layer")
-    while at < len(tokens):
-        for length in range(_LONGEST, 0, -1):
-            word = "_".join(tokens[at : at + length])
-            if length == 1 or word in _WORDS:
-                break
-        words.append(word)
-        at += word.count("_") + 1
-    return ".".join(words)
+    return path
+
+
+def from_compvis(path: str) -> str | None:
+    """Module path in diffusers of a U-Net's layer that is spelt as in CompVis's code; None if it is not."""
+    found = (keymap.forward(f"{path}.") for keymap in _COMPVIS.values())
+    return next((targets[0].removesuffix(".") for targets, _ in filter(None, found)), None)
 
 
 def is_compvis(stem: str) -> bool:
-    """Whether a stem is spelt as in the authors' code of Stable Diffusion."""
-    return _from_compvis(stem) is not None
+    """Whether a kohya stem is spelt as in CompVis's code."""
+    return all(stem.split("_")) and from_compvis(_dotted(stem)) is not None
 
 
-def to_kohya(layer: str, *, compvis_slot: int | None = None) -> str:
+def to_kohya(layer: str, *, compvis: Literal["sd1", "sdxl"] | None = None) -> str:
     """Stem of a module path.
 
     Args:
         layer: as in diffusers.
-        compvis_slot: when given, a U-Net's layer is spelt as CompVis's, which is what trainers write for
-            SDXL; it is the place of the upsampler in the first up block: 2 in SDXL, 1 in Stable Diffusion 1
-            and 2, whose first up block has no attention.
+        compvis: spell a U-Net's layer as CompVis's code does, which is what trainers write for SDXL. The
+            first upsampler stands elsewhere in SDXL than in Stable Diffusion 1 and 2, whose first up block
+            has no attention.
 
     Raises:
         ValueError: it could not be read back, because the path has underscores of its own.
     """
-    flat = layer.replace(".", "_")
-    stem = flat if compvis_slot is None else _to_compvis(flat, compvis_slot)
-    if stem is None or from_kohya(stem) != layer:
+    path: str | None = layer
+    if compvis is not None:
+        place = _COMPVIS[compvis].backward(f"{layer}.")
+        path = None if place is None else place.original.removesuffix(".")
+    if path is None or from_kohya(path.replace(".", "_")) != layer:
         raise ValueError(f"{layer!r} could not be read back")
-    return stem
+    return path.replace(".", "_")
 
 
 def with_text_model(layer: str) -> str:
@@ -150,55 +142,15 @@ def guess_part(layer: str) -> str:
     return "transformer" if transformer else "unet"
 
 
-def _from_compvis(stem: str) -> str | None:
-    if stem in _OUTSIDE:
-        return _OUTSIDE[stem]
-    if match := re.fullmatch(r"middle_block_([012])_(.+)", stem):
-        place, rest = int(match[1]), match[2]
-        inner = f"attentions_0_{rest}" if place == 1 else _resnet(place // 2, rest)
-        return inner and f"mid_block_{inner}"
-    if not (match := re.fullmatch(r"(input|output)_blocks_(\d{1,2})_([012])_(.+)", stem)):
-        return None
-    side, number, slot, rest = match[1], int(match[2]), int(match[3]), match[4]
-    block, place = divmod(number - 1 if side == "input" else number, 3)
-    way = "down" if side == "input" else "up"
-    if block < 0:
-        return None
-    if side == "input" and place == 2 and rest == "op":
-        return f"down_blocks_{block}_downsamplers_0_conv"
-    if side == "output" and place == 2 and rest == "conv" and slot > 0:
-        return f"up_blocks_{block}_upsamplers_0_conv"
-    if slot == 2 or (side == "input" and place == 2):
-        return None
-    inner = f"attentions_{place}_{rest}" if slot == 1 else _resnet(place, rest)
-    return inner and f"{way}_blocks_{block}_{inner}"
-
-
-def _resnet(place: int, rest: str) -> str | None:
-    return f"resnets_{place}_{_RESNET[rest]}" if rest in _RESNET else None
-
-
-def _to_compvis(flat: str, slot: int) -> str | None:
-    for theirs, ours in _OUTSIDE.items():
-        if flat == ours:
-            return theirs
-    if match := re.fullmatch(r"mid_block_(resnets|attentions)_([01])_(.+)", flat):
-        return _inner(
-            f"middle_block_{1 if match[1] == 'attentions' else 2 * int(match[2])}", match[1], match[3]
-        )
-    if match := re.fullmatch(r"down_blocks_(\d+)_downsamplers_0_conv", flat):
-        return f"input_blocks_{3 + 3 * int(match[1])}_0_op"
-    if match := re.fullmatch(r"up_blocks_(\d+)_upsamplers_0_conv", flat):
-        return f"output_blocks_{2 + 3 * int(match[1])}_{2 if int(match[1]) else slot}_conv"
-    if match := re.fullmatch(r"(down|up)_blocks_(\d+)_(resnets|attentions)_(\d)_(.+)", flat):
-        number = 3 * int(match[2]) + int(match[4])
-        where = f"input_blocks_{number + 1}" if match[1] == "down" else f"output_blocks_{number}"
-        return _inner(f"{where}_{1 if match[3] == 'attentions' else 0}", match[3], match[5])
-    return None
-
-
-def _inner(where: str, kind: str, rest: str) -> str | None:
-    if kind == "attentions":
-        return f"{where}_{rest}"
-    back = {ours: theirs for theirs, ours in _RESNET.items()}
-    return f"{where}_{back[rest]}" if rest in back else None
+def _dotted(stem: str) -> str:
+    tokens, words, at = stem.split("_"), [], 0
+    if not all(tokens):
+        raise ValueError(f"{stem!r} cannot be a layer")
+    while at < len(tokens):
+        for length in range(_LONGEST, 0, -1):
+            word = "_".join(tokens[at : at + length])
+            if length == 1 or word in _WORDS:
+                break
+        words.append(word)
+        at += word.count("_") + 1
+    return ".".join(words)

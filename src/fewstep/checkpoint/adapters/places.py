@@ -82,13 +82,14 @@ def place(name: str, known: Known) -> Place | None:
             return None
     elif start := next((start for start in _COMFYUI if name.startswith(start)), None):
         part, tail = _COMFYUI[start], _tail(name.removeprefix(start))
-        if tail is None:
+        if tail is None or not tail[0]:
             return None
         layer = tail[0]
         if part == "unet":
-            if not names.is_compvis(stem := layer.replace(".", "_")):
+            unet = names.from_compvis(layer)
+            if unet is None:
                 return None
-            layer = names.from_kohya(stem)
+            layer = unet
     else:
         part, path = _split_part(name, known)
         tail = _tail(path)

@@ -140,10 +140,12 @@ def _kohya(adapter: AdapterFile, *, compvis: bool) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for part, layers in adapter.parts.items():
         four_blocks = any(layer.startswith(("down_blocks.3.", "up_blocks.3.")) for layer in layers)
-        slot = (1 if four_blocks else 2) if compvis and part == "unet" else None
+        spelling: Literal["sd1", "sdxl"] | None = None
+        if compvis and part == "unet":
+            spelling = "sd1" if four_blocks else "sdxl"
         for layer, delta in layers.items():
             try:
-                base = f"{prefixes[part]}_{names.to_kohya(layer, compvis_slot=slot)}"
+                base = f"{prefixes[part]}_{names.to_kohya(layer, compvis=spelling)}"
             except ValueError as error:
                 raise ValueError(
                     f"kohya names write '_' for '.', and {error}; use the style diffusers"
