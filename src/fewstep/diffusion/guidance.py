@@ -1,8 +1,9 @@
-"""Classifier-free guidance with rescale and interval: a Denoiser made of two Denoisers, or of three."""
+"""Classifier-free guidance with rescale and interval: a Denoiser made of two Denoisers, or of several."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,71 @@ def with_picture(
             u.eps + scale * (c.eps - i.eps) + image_scale * (i.eps - u.eps),
         )
         return _rescaled(result, c, x_t, t, rescale, schedule, prediction_type) if rescale > 0.0 else result
+
+    return guided
+
+
+def composed(
+    denoise: Denoiser,
+    *,
+    weights: Sequence[float],
+    scale: float,
+    rescale: float = 0.0,
+    interval: tuple[float, float] | None = None,
+    schedule: Schedule,
+    prediction_type: str,
+) -> Denoiser:
+    """Guide by several texts at once: u + scale sum_i w_i (c_i - u).
+
+    Liu et al. 2022 (2206.01714, Composable Diffusion), eq. 11, which AUTOMATIC1111's web UI has as ``AND``:
+    the score of p(x) prod_i (p(x|c_i) / p(x))^(scale w_i). A negative weight leads away from its text.
+
+    Args:
+        denoise: takes (1 + k) B rows: unconditional, then the rows of each of the k texts.
+        weights: w_i, one per text.
+        scale: 1 is not for free here: what is mixed are differences from the unconditional estimate.
+        rescale: as of `classifier_free`, towards the deviation of the mixture at scale 1.
+        interval: as of `classifier_free`; outside of it the scale is 1, and every row is evaluated still.
+        schedule: the schedule of the times.
+        prediction_type: the space that ``rescale`` works in.
+
+    Raises:
+        UsageError: no weights, or a weight, scale, rescale or interval that is not a number in range.
+    """
+    if not weights or not all(math.isfinite(w) for w in weights):
+        raise UsageError(f"weights of joined prompts are {tuple(weights)}: give a finite number for each")
+    if not math.isfinite(scale):
+        raise UsageError(f"guidance scale is {scale}: give a finite number, 1 for no guidance")
+    if not 0.0 <= rescale <= 1.0:
+        raise UsageError(f"guidance rescale is {rescale}: give a number from 0 to 1")
+    if interval is not None and not 0.0 <= interval[0] < interval[1]:
+        raise UsageError(f"guidance interval is {interval}: give (low, high) with 0 <= low < high")
+    parts = 1 + len(weights)
+
+    def guided(x_t: Array, t: Time) -> Prediction:
+        xp = namespace(x_t)
+        times, n = host_time(t), x_t.shape[0]
+        every = denoise(
+            xp.concat([x_t] * parts), times if isinstance(times, float) else np.concatenate([times] * parts)
+        )
+        u, *texts = (Prediction(every.x0[k * n : (k + 1) * n], every.eps[k * n : (k + 1) * n])
+                     for k in range(parts))  # fmt: skip
+        away = Prediction(
+            sum(w * (c.x0 - u.x0) for w, c in zip(weights, texts, strict=True)),
+            sum(w * (c.eps - u.eps) for w, c in zip(weights, texts, strict=True)),
+        )
+        mixed = Prediction(u.x0 + away.x0, u.eps + away.eps)
+        strength: Array = float(scale)
+        if interval is not None:
+            ratio = schedule.ratio(t)
+            strength = np.where((interval[0] < ratio) & (ratio <= interval[1]), scale, 1.0)
+            if np.all(strength == 1.0):
+                return mixed
+        weight = fit(strength, x_t)
+        result = Prediction(u.x0 + weight * away.x0, u.eps + weight * away.eps)
+        if rescale == 0.0:
+            return result
+        return _rescaled(result, mixed, x_t, t, rescale, schedule, prediction_type)
 
     return guided
 
