@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.diffusion.guidance import classifier_free
-from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.guidance import classifier_free, with_picture
+from fewstep.diffusion.prediction import Prediction, to_prediction
 from fewstep.diffusion.schedule import make_schedule
 from fewstep.errors import UsageError
 
@@ -120,3 +120,49 @@ def test_bad_numbers_are_refused(options, message):
 def test_guidance_without_an_unconditional_half_is_refused():
     with pytest.raises(UsageError, match="unconditional"):
         guide(Counting(1.0), None)
+
+
+def three_rows(c, i, u):
+    """A denoiser of 3B rows with fixed predictions."""
+
+    def denoise(x, t):
+        n = len(x) // 3
+        assert np.array_equal(x[:n], x[n : 2 * n]) and np.array_equal(x[:n], x[2 * n :])
+        rows = [np.broadcast_to(np.float32(value), (n, *x.shape[1:])) for value in (c, i, u)]
+        return Prediction(np.concatenate(rows), -np.concatenate(rows))
+
+    return denoise
+
+
+def test_guidance_by_a_picture_is_the_formula():
+    """u + image_scale (i - u) + scale (c - i), of x0 and of eps."""
+    schedule = make_schedule("scaled_linear")
+    given = {"schedule": schedule, "prediction_type": "epsilon"}
+    guided = with_picture(three_rows(5.0, 3.0, 2.0), scale=7.0, image_scale=1.5, **given)
+    found = guided(np.zeros((2, 1, 2, 2), np.float32), 500.0)
+    assert np.allclose(found.x0, 2 + 1.5 * 1 + 7 * 2) and np.allclose(found.eps, -17.5)
+    # Without guidance by either the prediction with text and picture is left.
+    plain = with_picture(three_rows(5.0, 3.0, 2.0), scale=1.0, image_scale=1.0, **given)
+    assert np.allclose(plain(np.zeros((1, 1, 2, 2), np.float32), 500.0).x0, 5.0)
+
+
+def test_guidance_by_a_picture_can_be_rescaled():
+    schedule = make_schedule("scaled_linear")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 4, 4)).astype(np.float32)
+    raws = rng.standard_normal((6, 3, 4, 4)).astype(np.float32) * np.repeat([1, 2, 3], 2)[:, None, None, None]
+
+    def denoise(x_t, t):
+        return to_prediction(raws.astype(np.float32), x_t, t, schedule, "epsilon")
+
+    given = {"scale": 7.0, "image_scale": 1.5, "schedule": schedule, "prediction_type": "epsilon"}
+    found = with_picture(denoise, rescale=1.0, **given)(x, 400.0).eps
+    for row in range(2):
+        assert found[row].std() == pytest.approx(raws[row].std(), rel=1e-4)
+
+
+@pytest.mark.parametrize("scales", [(float("nan"), 1.5), (7.0, float("inf"))])
+def test_guidance_by_a_picture_wants_numbers(scales):
+    given = {"schedule": make_schedule("scaled_linear"), "prediction_type": "epsilon"}
+    with pytest.raises(UsageError, match="give a finite number"):
+        with_picture(three_rows(1, 1, 1), scale=scales[0], image_scale=scales[1], **given)
