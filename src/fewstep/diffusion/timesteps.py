@@ -98,13 +98,15 @@ def make_grid(
     return np.append(times, schedule.clean).astype(np.float64)
 
 
-def truncate_for_strength(grid: FloatArray, strength: float) -> FloatArray:
+def truncate_for_strength(grid: FloatArray, strength: float, *, at_least_one: bool = False) -> FloatArray:
     """Keep the last part of a grid for image-to-image, as diffusers does: int(N * strength) steps.
 
     Args:
         grid: N + 1 times from `make_grid`.
         strength: in (0, 1]; 1 keeps the whole grid, so that nothing of the image is left on a
             zero-terminal-SNR schedule.
+        at_least_one: keep the last step where diffusers keeps none, if strength is above 0: with four steps
+            a strength of 0.2 is not nothing.
 
     Raises:
         UsageError: strength out of range, or so small that no step is left.
@@ -113,6 +115,8 @@ def truncate_for_strength(grid: FloatArray, strength: float) -> FloatArray:
         raise UsageError(f"strength is {strength}: give a number from 0 to 1")
     steps = len(grid) - 1
     kept = min(int(steps * strength), steps)
+    if at_least_one and strength > 0.0:
+        kept = max(kept, 1)
     if kept < 1:
         raise UsageError(
             f"strength {strength} leaves none of {steps} steps: give {1 / steps:.3g} or more, or more steps"

@@ -86,6 +86,14 @@ def check_fits(
         )
 
 
+def rounded_up(strength: float, steps: int) -> str | None:
+    """A warning when a strength above 0 leaves no step, so that one is run all the same; else None."""
+    if not 0.0 < strength * steps < 1.0:
+        return None
+    least = -(-100 // steps) / 100
+    return f"strength {strength:g} leaves none of {steps} steps, so one is run; {least:g} does the same"
+
+
 def shortened(student: StudentInfo, strength: float, kept: int, steps: int) -> str | None:
     """A warning when image-to-image leaves only a part of a student's steps; else None.
 

@@ -38,8 +38,8 @@ def fit(image: Image, mask: Image | None, width: int, height: int) -> Fitted:
     if image.shape[:2] == (height, width):
         return Fitted(image=image, mask=mask)
     return Fitted(
-        image=_resized(image, width, height),
-        mask=None if mask is None else _resized(mask, width, height),
+        image=resized(image, width, height),
+        mask=None if mask is None else resized(mask, width, height),
         warnings=(f"image resized from {image.shape[1]}x{image.shape[0]} to {width}x{height}",),
     )
 
@@ -87,9 +87,12 @@ def paste(drawn: Image, image: Image, alpha: FloatArray) -> Image:
     return (mixed + np.float32(0.5)).astype(np.uint8)
 
 
-def _resized(array: Image, width: int, height: int) -> Image:
+def resized(array: Image, width: int, height: int, method: str = "lanczos") -> Image:
+    """A picture (H, W, 3) or a mask (H, W) in another size, by ``lanczos`` or ``nearest``."""
     from PIL import Image as PILImage
 
+    if array.shape[:2] == (height, width):
+        return array
     # Lanczos averages over the source when it shrinks, so a thin stroke of a mask stays as a faint one.
-    resized = PILImage.fromarray(array).resize((width, height), PILImage.Resampling.LANCZOS)
-    return np.asarray(resized, dtype=np.uint8)
+    kinds = {"lanczos": PILImage.Resampling.LANCZOS, "nearest": PILImage.Resampling.NEAREST}
+    return np.asarray(PILImage.fromarray(array).resize((width, height), kinds[method]), dtype=np.uint8)

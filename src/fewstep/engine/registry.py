@@ -89,6 +89,11 @@ def user_folder() -> Path:
     return Path(platformdirs.user_data_dir("fewstep", appauthor=False)) / "models"
 
 
+def roots(extra: Sequence[Path] = ()) -> list[Path]:
+    """Folders that are searched for models, in their order."""
+    return [folder for _, folder in _roots(extra)]
+
+
 def _roots(extra: Sequence[Path]) -> list[tuple[str, Path]]:
     named = [Path(part) for part in os.environ.get("FEWSTEP_MODELS", "").split(os.pathsep) if part]
     return [
