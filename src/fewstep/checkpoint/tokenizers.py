@@ -28,7 +28,7 @@ CLASSES: dict[Family, dict[str, str]] = {
 """Class of every tokenizer folder, by family."""
 
 _END = "<|endoftext|>"
-_PADDING: dict[tuple[Family, str], str] = {
+PADDING: dict[tuple[Family, str], str] = {
     ("sd2", "tokenizer"): "!",
     ("sdxl", "tokenizer_2"): "!",
     ("sd3", "tokenizer_2"): "!",
@@ -71,7 +71,7 @@ def tokenizers(family: Family, given: Path | None, base: Path | None = None) -> 
                 continue
             files = _read(source / name)
             if not files and clip and source is given:
-                files = _clip(_read(source), _PADDING.get((family, name), _END))
+                files = _clip(_read(source), PADDING.get((family, name), _END))
             if files:
                 found[name] = files
                 break

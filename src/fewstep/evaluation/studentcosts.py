@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fewstep.engine.backends.base import Backend, Conditions, FloatArray, IntArray
+from fewstep.engine.backends.base import Applied, Backend, Conditions, FloatArray, IntArray
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import GenerateRequest
 from fewstep.errors import UsageError
@@ -32,6 +32,10 @@ class Counted:
     ) -> None:
         """Passed on."""
         self._inner.prepare(width, height, batches=batches, encode=encode, student=student)
+
+    def adapt(self, adapters: Sequence[Applied], student: str | None = None) -> tuple[str, ...]:
+        """Passed on."""
+        return self._inner.adapt(adapters, student)
 
     def encode_text(
         self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0

@@ -305,6 +305,26 @@ def config(folder: Path) -> dict[str, Any]:
     return found
 
 
+def scheduler_of(root: Path, index: Index) -> dict[str, Any]:
+    """The configuration of a folder's scheduler.
+
+    Raises:
+        CheckpointError: not readable, or of another class than the index says.
+    """
+    path = root / "scheduler" / "scheduler_config.json"
+    try:
+        scheduler = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not readable, so it is not known how to sample {root.name}"
+        ) from error
+    if not isinstance(scheduler, dict) or scheduler.get("_class_name") != index.classes["scheduler"]:
+        raise CheckpointError(
+            f"{path}: not a {index.classes['scheduler']}, which model_index.json says; fetch the folder again"
+        )
+    return scheduler
+
+
 def derived_contract(root: Path) -> SamplingContract:
     """How a folder without a ``fewstep.json`` is sampled: its scheduler's configuration and its family.
 
@@ -318,28 +338,35 @@ def derived_contract(root: Path) -> SamplingContract:
     """
     index = read_index(root)
     family, path = index.family, root / "scheduler" / "scheduler_config.json"
+    scheduler = scheduler_of(root, index)
     try:
-        scheduler = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: not readable, so it is not known how to sample {root.name}"
-        ) from error
-    if not isinstance(scheduler, dict) or scheduler.get("_class_name") != index.classes["scheduler"]:
-        raise CheckpointError(
-            f"{path}: not a {index.classes['scheduler']}, which model_index.json says; fetch the folder again"
-        )
-    try:
-        fields = from_scheduler_config(scheduler)
+        return contract_of(family, scheduler, config(root / family.denoiser), downscale(config(root / "vae")))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def contract_of(
+    family: Family, scheduler: Mapping[str, Any], network: Mapping[str, Any], downscale: int
+) -> SamplingContract:
+    """`derived_contract` of what is known already.
+
+    Args:
+        family: of the model.
+        scheduler: its scheduler's configuration.
+        network: its denoiser's.
+        downscale: pixels per latent cell along one side.
+
+    Raises:
+        CheckpointError: the scheduler cannot be followed, or the denoiser's size is none.
+    """
+    fields = from_scheduler_config(scheduler)
     if family.steps_offset is not None and "steps_offset" in fields:
         fields["steps_offset"] = family.steps_offset
     fields["solver"] = _solver(fields)
-    network = config(root / family.denoiser)
     guidance: dict[str, Any] = {"guidance_scale": family.guidance_scale}
     if network.get("time_cond_proj_dim") is not None:  # a latent consistency model, told the scale
         guidance = {"guidance": "embedded", "guidance_scale": 8.0, "negative_prompt_effective": False}
-    side = native_side(network, config(root / "vae"), family)
+    side = native_side(network, downscale, family)
     return SamplingContract(
         base_family=family.name,
         num_inference_steps=4 if fields["solver"] in ("lcm", "tcd") else family.num_inference_steps,
@@ -359,7 +386,7 @@ def _solver(fields: Mapping[str, Any]) -> str:
 _SLOW = frozenset({"ddim", "ddpm", "plms", "euler", "euler_a", "heun"})
 
 
-def native_side(network: Mapping[str, Any], vae: Mapping[str, Any], family: Family) -> int:
+def native_side(network: Mapping[str, Any], downscale: int, family: Family) -> int:
     """Pixels along one side that the denoiser was trained on, by its configuration.
 
     Raises:
@@ -370,7 +397,7 @@ def native_side(network: Mapping[str, Any], vae: Mapping[str, Any], family: Fami
         size = size[0]
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 4096:
         raise CheckpointError(f"{family.denoiser}/config.json: sample_size is {size!r:.60}: give 1 to 4096")
-    return size * downscale(vae)
+    return size * downscale
 
 
 def downscale(vae: Mapping[str, Any]) -> int:

@@ -36,6 +36,18 @@ class _Encoder(nn.Module):
         return result
 
 
+class _TinyEncoder(nn.Module):
+    """Pixels (B,3,H,W) in [-1, 1] -> latents (B,C,h,w), which a tiny autoencoder makes without a variance."""
+
+    def __init__(self, autoencoder: Any) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.autoencoder.encode(pixels, return_dict=False)[0]
+        return result
+
+
 class _Decoder(nn.Module):
     """Latents (B,C,h,w) -> pixels (B,3,H,W) in about [-1, 1]."""
 
@@ -78,12 +90,17 @@ def denoiser(unet: Any) -> nn.Module:
 
 
 def encoder(autoencoder: Any) -> nn.Module:
-    """The encoding half of an ``AutoencoderKL`` as pixels -> posterior mean, before scaling."""
-    return _Encoder(autoencoder).eval()
+    """The encoding half of an autoencoder as pixels -> posterior mean, before scaling.
+
+    Args:
+        autoencoder: an ``AutoencoderKL``, or an ``AutoencoderTiny`` (TAESD), whose latents have no posterior.
+    """
+    tiny = type(autoencoder).__name__ == "AutoencoderTiny"
+    return (_TinyEncoder if tiny else _Encoder)(autoencoder).eval()
 
 
 def decoder(autoencoder: Any) -> nn.Module:
-    """The decoding half of an ``AutoencoderKL`` as latents, before scaling -> pixels."""
+    """The decoding half of an autoencoder as latents, before scaling -> pixels."""
     return _Decoder(autoencoder).eval()
 
 

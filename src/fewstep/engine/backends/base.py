@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from fewstep.errors import EngineError, NotFoundError
 
 if TYPE_CHECKING:
     from fewstep.diffusion.contract import SamplingContract
+    from fewstep.engine.control import ControlUse
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -116,6 +118,19 @@ def _joined(parts: Sequence[Conditions], axes: Mapping[str, int]) -> Conditions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Applied:
+    """An adapter file and how strongly it counts."""
+
+    path: Path
+    weight: float
+    """In the denoiser."""
+    text_weight: float
+    """In the text encoders."""
+    lenient: bool = False
+    """Leave tensors out that nobody knows the meaning of, in place of refusing the file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TextEncoderInfo:
     """One text encoder of a model, as far as text has to be prepared for it."""
 
@@ -125,6 +140,8 @@ class TextEncoderInfo:
     """Token ids in one sequence, L."""
     tokenizer_json: str
     """A `tokenizers` file as text, that pads and cuts to ``length``."""
+    width: int = 0
+    """Numbers per token where encoders stand side by side along D (SDXL); else 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +187,10 @@ class ModelInfo:
     """An empty negative prompt is zeros, not the embeddings of an empty text (SDXL)."""
     max_clip_skip: int = 0
     """How many of the text encoder's last layers can be left out; 0 where none can."""
+    parts: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    """Parts that are not the model's own, such as ``vae`` -> their name and hash."""
+    notes: tuple[str, ...] = ()
+    """What was found odd about the model; said with every picture."""
 
     def student(self, name: str) -> StudentInfo:
         """The student of that name.
@@ -203,7 +224,15 @@ class Backend(Protocol):
         """What runs the model, for records: library version, precision of the denoiser, device, threads."""
 
     def prepare(
-        self, width: int, height: int, *, batches: tuple[int, ...], encode: bool, student: str | None = None
+        self,
+        width: int,
+        height: int,
+        *,
+        batches: tuple[int, ...],
+        encode: bool,
+        student: str | None = None,
+        tile: tuple[int, int] | None = None,
+        chunks: int = 1,
     ) -> None:
         """Begin to load what a picture of this size needs, and nothing else.
 
@@ -213,6 +242,34 @@ class Backend(Protocol):
             batches: batch sizes that the denoiser will be called with.
             encode: whether a picture will be encoded.
             student: whose denoiser; None is the model's own.
+            tile: (width, height) in pixels of what the autoencoder is given, where that is not the picture.
+            chunks: how many times the text encoder's length the texts have.
+        """
+
+    def control(self, uses: Sequence[ControlUse]) -> None:
+        """Let these networks steer `denoise` from now on, and no others.
+
+        Args:
+            uses: their pictures have the size that is drawn; empty takes all away.
+
+        Raises:
+            UsageError: the backend or the model takes no control networks, or not this one.
+            CheckpointError, NotFoundError: one is broken, or of a class that is not accepted.
+        """
+
+    def adapt(self, adapters: Sequence[Applied], student: str | None = None) -> tuple[str, ...]:
+        """Put exactly these adapters into the weights, in place of those that are there now.
+
+        Args:
+            adapters: none takes all out; the weights are then what they were, bit by bit.
+            student: whose denoiser.
+
+        Returns:
+            A warning for everything in them that has no effect.
+
+        Raises:
+            UsageError: the backend has no adapters.
+            CheckpointError: one does not fit; then none is in the weights.
         """
 
     def encode_text(

@@ -10,13 +10,15 @@ import dataclasses
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
 from fewstep.diffusion.noise import image_noise
+from fewstep.engine import control
 from fewstep.engine.backends.base import (
+    Applied,
     Conditions,
     FloatArray,
     IntArray,
@@ -25,6 +27,9 @@ from fewstep.engine.backends.base import (
     TextEncoderInfo,
     f32,
 )
+
+if TYPE_CHECKING:
+    from fewstep.engine.control import ControlUse
 
 _LENGTH = 16
 _WIDTH = 8
@@ -56,6 +61,7 @@ class FakeBackend:
         self.gate = gate
         self.waiting = threading.Event()
         self.calls = 0
+        self.adapters: tuple[Applied, ...] = ()
         self._poison_after = poison_after
         contract = SamplingContract(
             base_family="fake",
@@ -89,9 +95,26 @@ class FakeBackend:
         return {"backend": self.name}
 
     def prepare(
-        self, width: int, height: int, *, batches: tuple[int, ...], encode: bool, student: str | None = None
+        self,
+        width: int,
+        height: int,
+        *,
+        batches: tuple[int, ...],
+        encode: bool,
+        student: str | None = None,
+        tile: tuple[int, int] | None = None,
+        chunks: int = 1,
     ) -> None:
         """Nothing to load."""
+
+    def adapt(self, adapters: Sequence[Applied], student: str | None = None) -> tuple[str, ...]:
+        """Remember them in `adapters`; they change nothing."""
+        self.adapters = tuple(adapters)
+        return ()
+
+    def control(self, uses: Sequence[ControlUse]) -> None:
+        """Refuse control networks: there are none here."""
+        control.refuse(self.name, uses)
 
     def encode_text(
         self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0

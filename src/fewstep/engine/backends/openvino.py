@@ -11,12 +11,14 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewstep.checkpoint.bundle import TOKENIZER, Bundle, student_part
 from fewstep.diffusion.contract import SamplingContract
+from fewstep.engine import control
 from fewstep.engine.backends import compiled_cache
 from fewstep.engine.backends.base import (
+    Applied,
     Conditions,
     FloatArray,
     IntArray,
@@ -25,8 +27,11 @@ from fewstep.engine.backends.base import (
     TextEncoderInfo,
     f32,
 )
-from fewstep.errors import CheckpointError, DependencyError, EngineError
+from fewstep.errors import CheckpointError, DependencyError, EngineError, UsageError
 from fewstep.models import signal_stack, students
+
+if TYPE_CHECKING:
+    from fewstep.engine.control import ControlUse
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Input name -> static shape, as a hashable key."""
@@ -79,18 +84,41 @@ class OpenVINOBackend:
         }
 
     def prepare(
-        self, width: int, height: int, *, batches: tuple[int, ...], encode: bool, student: str | None = None
+        self,
+        width: int,
+        height: int,
+        *,
+        batches: tuple[int, ...],
+        encode: bool,
+        student: str | None = None,
+        tile: tuple[int, int] | None = None,
+        chunks: int = 1,
     ) -> None:
         """Begin to load the denoiser first: it takes as long as all others together."""
-        down, length = self._bundle.downscale, self._bundle.text_length
+        down, length = self._bundle.downscale, self._bundle.text_length * chunks
         for batch in batches:
             shapes = self._denoiser_shapes(batch, height // down, width // down, length)
             self._load(_denoiser(student), shapes)
         self._load("text_encoder", self._text_shapes())
+        if tile is not None:
+            width, height = tile
         if encode:
             self._load("vae_encoder", (("pixels", (1, 3, height, width)),))
         latent = (1, self._bundle.latent_channels, height // down, width // down)
         self._load("vae_decoder", (("latents", latent),))
+
+    def adapt(self, adapters: Sequence[Applied], student: str | None = None) -> tuple[str, ...]:
+        """Refuse adapters: a bundle's weights are compiled, and of lower precision."""
+        if adapters:
+            raise UsageError(
+                f"adapter {adapters[0].path.stem!r:.100}: a runtime bundle takes no adapters; draw with the "
+                "model's pipeline folder: --engine torch"
+            )
+        return ()
+
+    def control(self, uses: Sequence[ControlUse]) -> None:
+        """Refuse control networks: there are none here."""
+        control.refuse(self.name, uses)
 
     def encode_text(
         self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0

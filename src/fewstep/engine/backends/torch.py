@@ -1,4 +1,4 @@
-"""The backend for pipeline folders: PyTorch and diffusers, on a GPU when there is one.
+"""The backend for pipeline folders and single files: PyTorch and diffusers, on a GPU when there is one.
 
 Every family of `fewstep.models.families`. Float32 on a CPU, where bfloat16 is slower than float32 on most
 machines; bfloat16 on CUDA for the denoiser and the text encoders, with the autoencoder in float32: its
@@ -10,40 +10,47 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewstep.engine.backends import torch_info
 from fewstep.engine.backends.base import (
+    Applied,
     Conditions,
     FloatArray,
     IntArray,
     f32,
 )
 from fewstep.errors import DependencyError
+from fewstep.models.source import ModelSource
+
+if TYPE_CHECKING:
+    from fewstep.engine.control import ControlUse
 
 
 class TorchBackend:
     """See `fewstep.engine.backends.base.Backend`.
 
     Args:
-        folder: a pipeline folder.
+        model: a pipeline folder or a single file, or what a model is put together from.
         threads: intra-op threads on the CPU; None leaves torch's own setting.
         device: a torch device; None takes CUDA, then MPS, then the CPU.
 
     Raises:
         DependencyError: torch, diffusers or transformers is not installed.
-        NotFoundError, CheckpointError: as `fewstep.models.load.pipeline`.
+        NotFoundError, CheckpointError: as `fewstep.models.opening.open_model`.
     """
 
     name = "torch"
 
-    def __init__(self, folder: Path, *, threads: int | None = None, device: str | None = None) -> None:
+    def __init__(
+        self, model: Path | ModelSource, *, threads: int | None = None, device: str | None = None
+    ) -> None:
         require()
         import torch
 
-        from fewstep.models import load, wrappers
+        from fewstep.models import opening, wrappers
 
         self._torch = torch
         if threads is not None:
@@ -51,20 +58,21 @@ class TorchBackend:
         self._device = torch.device(device or _best_device(torch))
         self._half = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         self.rows = 8 if self._device.type == "cuda" else 4
-        self._folder = load.check_folder(folder)
-        self._index = load.check_index(folder)
-        auto = load.autoencoder(folder / "vae", title=self._index.family.title)
+        source = ModelSource(base=model) if isinstance(model, Path) else model
+        self._opened = opening.open_model(source)
+        auto = self._opened.parts["vae"].load(torch.float32)
         self._encoder = wrappers.encoder(auto).to(self._device)
         self._decoder = wrappers.decoder(auto).to(self._device)
         for module in (self._encoder, self._decoder):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._scale, self._shift = torch_info.latent_scale(auto.config)
-        network = load.network_config(folder, self._index)
-        tokenizers = self._load_text(network)
+        tokenizers = self._opened.tokenizers()
+        self._text = self._load_text()
+        self._networks: dict[str | None, Any] = {}
         self._denoisers: dict[str | None, Any] = {}
-        self.info = torch_info.model_info(
-            folder, self._index, auto.config, network, tokenizers, self._text.max_clip_skip()
-        )
+        self._merged: Any = None
+        self._controls: Any = None
+        self.info = torch_info.model_info(self._opened, auto.config, tokenizers, self._text.max_clip_skip())
 
     def describe(self, student: str | None = None) -> Mapping[str, str]:
         """Torch's version, the number type of the denoiser, the device and its threads."""
@@ -77,10 +85,47 @@ class TorchBackend:
         }
 
     def prepare(
-        self, width: int, height: int, *, batches: tuple[int, ...], encode: bool, student: str | None = None
+        self,
+        width: int,
+        height: int,
+        *,
+        batches: tuple[int, ...],
+        encode: bool,
+        student: str | None = None,
+        tile: tuple[int, int] | None = None,
+        chunks: int = 1,
     ) -> None:
         """Load the denoiser; everything else is loaded already."""
         self._denoiser(student)
+
+    def adapt(self, adapters: Sequence[Applied], student: str | None = None) -> tuple[str, ...]:
+        """Fold them into the weights; what was there before is kept as a copy and put back."""
+        if self._merged is not None:
+            self._merged.remove()
+            self._merged = None
+        if not adapters:
+            return ()
+        from fewstep.engine.backends import torch_adapters
+        from fewstep.models import lora_apply
+
+        self._denoiser(student)
+        modules = dict(zip(self._opened.text_parts, self._text.encoders, strict=True))
+        modules[self._opened.family.denoiser] = self._networks[student]
+        uses, warnings = torch_adapters.read(adapters, lora_apply.shapes(modules))
+        self._merged = lora_apply.merged(modules, uses)
+        return warnings
+
+    def control(self, uses: Sequence[ControlUse]) -> None:
+        """Load them at their first use; they stay loaded."""
+        if self._controls is None:
+            if not uses:
+                return
+            from fewstep.engine.backends.torch_control import Controls
+
+            family, config = self._opened.family, self._opened.denoiser.config
+            unet = config if family.denoiser == "unet" else None
+            self._controls = Controls(unet, self.info.downscale, self._device, self._half)
+        self._controls.use(uses)
 
     def encode_text(
         self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
@@ -111,7 +156,10 @@ class TorchBackend:
                 guidance=self._given(conditions.guidance, None),
             )
             mask = self._given(conditions.mask, None)
-            raw = self._denoiser(student)(self._tensor(x, self._half), self._tensor(t, None), told, mask)
+            latents, times = self._tensor(x, self._half), self._tensor(t, None)
+            if self._controls is not None:
+                told = self._controls.add(latents, times, told)
+            raw = self._denoiser(student)(latents, times, told, mask)
         return _numpy(raw)
 
     def encode_image(self, pixels: FloatArray, *, scaled: bool = True) -> FloatArray:
@@ -125,45 +173,42 @@ class TorchBackend:
 
     def close(self) -> None:
         """Let go of the networks."""
-        del self._text, self._denoisers, self._encoder, self._decoder
+        del self._text, self._denoisers, self._networks, self._merged, self._controls, self._encoder, self._decoder
 
-    def _load_text(self, network: Mapping[str, Any]) -> list[Any]:
-        """Load the text encoders as one stack, and return their tokenizers."""
-        from fewstep.models import load, prompting
+    def _load_text(self) -> Any:
+        """Load the text encoders as one stack."""
+        from fewstep.models import prompting
 
-        family, index = self._index.family, self._index
-        there = [pair for pair in family.text_parts if pair[0] in index.classes]
-        tokenizers = [load.tokenizer(self._folder, tokenizer, index) for _, tokenizer in there]
-        encoders = [load.text_encoder(self._folder, encoder, index) for encoder, _ in there]
+        opened = self._opened
+        encoders = [opened.parts[name].load(self._torch.float32) for name in opened.text_parts]
         stack = prompting.TextStack(
-            family.text,
+            opened.family.text,
             encoders,
-            width=torch_info.whole(network.get("joint_attention_dim")),
+            width=torch_info.whole(opened.denoiser.config.get("joint_attention_dim")),
             masked=bool(getattr(encoders[0].config, "use_attention_mask", False)),
         )
-        self._text = stack.eval().to(self._device, self._half)
-        return tokenizers
+        return stack.eval().to(self._device, self._half)
 
     def _denoiser(self, student: str | None) -> Any:
         """How the network of a student, or of the model itself, is called; loaded at the first call."""
         if student not in self._denoisers:
             from fewstep.models import calls, load
 
-            index = self._index
+            opened = self._opened
             network: Any
-            if student is not None:
-                network, _ = load.load_student(self._folder, student)
-            elif index.family.denoiser == "unet":
-                network = load.denoiser(self._folder / "unet", title=index.family.title)
+            if student is None:
+                network = opened.denoiser.load(self._torch.float32)
             else:
-                network = load.transformer(self._folder, index)
+                assert opened.folder is not None
+                network, _ = load.load_student(opened.folder, student)
             # the plain method: diffusers' own warns of modules to be kept in float32 even when there are none
-            plain = self._torch.nn.Module.to
+            plain: Any = self._torch.nn.Module.to
             plain(network, self._device, self._half)
-            if index.family.denoiser == "unet":
+            if opened.family.denoiser == "unet":
                 plain(network, memory_format=self._torch.channels_last)
-            t5 = "text_encoder_3" in index.classes
-            empty = 0 if t5 or index.family.max_tokens is None else index.family.max_tokens
+            t5 = "text_encoder_3" in opened.parts
+            empty = 0 if t5 or opened.family.max_tokens is None else opened.family.max_tokens
+            self._networks[student] = network
             self._denoisers[student] = calls.caller(network, self.info.downscale, empty_tokens=empty)
         return self._denoisers[student]
 

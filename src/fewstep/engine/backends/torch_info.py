@@ -1,9 +1,8 @@
-"""What the engine must know of a pipeline folder, read from its configurations. No torch."""
+"""What the engine must know of a model, from its configurations. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,38 +13,35 @@ from fewstep.engine.backends.base import Inputs, ModelInfo, StudentInfo, TextEnc
 from fewstep.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from fewstep.models.families import Family, Index
+    from fewstep.models.families import Family
+    from fewstep.models.opening import OpenedModel
 
 
-def latent_scale(config: Any) -> tuple[Any, Any]:
+def latent_scale(config: Mapping[str, Any]) -> tuple[Any, Any]:
     """(scale, shift) of ``(mean - shift) * scale``: numbers, or one per channel as float32 (1, C, 1, 1).
 
     diffusers' SDXL pipelines use the statistics of an autoencoder's latents where it has them.
     """
-    scale = float(config.scaling_factor)
-    mean, std = config.latents_mean, config.latents_std
+    scale = float(config["scaling_factor"])
+    mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         channels = (1, -1, 1, 1)
         spread = f32(np.asarray(std, dtype=np.float32).reshape(channels))
         return f32(np.float32(scale) / spread), f32(np.asarray(mean, dtype=np.float32).reshape(channels))
-    return scale, float(config.shift_factor or 0.0)
+    return scale, float(config.get("shift_factor") or 0.0)
 
 
 def model_info(
-    folder: Path,
-    index: Index,
-    auto: Any,
-    network: Mapping[str, Any],
+    opened: OpenedModel,
+    auto: Mapping[str, Any],
     tokenizers: Sequence[Any],
     max_clip_skip: int,
 ) -> ModelInfo:
-    """What the engine must know of a pipeline folder.
+    """What the engine must know of a model.
 
     Args:
-        folder: the folder.
-        index: its checked ``model_index.json``.
-        auto: configuration of its autoencoder.
-        network: configuration of its denoiser.
+        opened: the model.
+        auto: configuration of its autoencoder, with every default.
         tokenizers: of its text encoders.
         max_clip_skip: layers of the text encoders that can be left out.
 
@@ -54,18 +50,25 @@ def model_info(
     """
     from fewstep.models import load
 
-    family, contract = index.family, load.contract(folder)
-    downscale = 2 ** (len(auto.block_out_channels) - 1)
+    family, contract, network = opened.family, opened.contract, opened.denoiser.config
+    downscale = 2 ** (len(auto["block_out_channels"]) - 1)
     width, height = contract.native_sizes[0]
-    channels = int(auto.latent_channels)
+    channels = int(auto["latent_channels"])
     # A transformer reads patches of so many cells.
     patch = whole(network.get("patch_size")) or 1 if family.denoiser == "transformer" else 1
     largest = 4 * max(width, height)
     if limit := whole(network.get("pos_embed_max_size")):
         largest = min(largest, limit * patch * downscale)
+    inputs = _inputs(opened.name, network, channels)
+    if inputs == "instruct" and opened.parts["vae"].class_name == "AutoencoderTiny":
+        raise CheckpointError(
+            f"{opened.name}: reads latents before scaling, which a tiny autoencoder does not make; leave "
+            "--vae out"
+        )
+    students = () if opened.folder is None else load.student_contracts(opened.folder).items()
     return ModelInfo(
-        name=folder.resolve().name,
-        hash=folder_hash(folder),
+        name=opened.name,
+        hash=opened.hash,
         contract=contract,
         latent_channels=channels,
         downscale=downscale,
@@ -75,13 +78,16 @@ def model_info(
         max_size=largest,
         licence="see the model card",
         students=tuple(
-            StudentInfo(name=name, hash=folder_hash(folder / student_part(name)), contract=own)
-            for name, own in load.student_contracts(folder).items()
+            StudentInfo(name=name, hash=folder_hash(opened.folder / student_part(name)), contract=own)
+            for name, own in students
+            if opened.folder is not None
         ),
         family=family.name,
-        inputs=_inputs(folder, network, channels),
-        zero_empty_negative=index.zero_empty_negative,
+        inputs=inputs,
+        zero_empty_negative=opened.index.zero_empty_negative,
         max_clip_skip=max_clip_skip,
+        parts=dict(opened.hashes),
+        notes=opened.notes,
     )
 
 
@@ -98,13 +104,13 @@ def _encoders(family: Family, tokenizers: Sequence[Any]) -> tuple[TextEncoderInf
     return tuple(found)
 
 
-def _inputs(folder: Path, network: Mapping[str, Any], channels: int) -> Inputs:
+def _inputs(name: str, network: Mapping[str, Any], channels: int) -> Inputs:
     """What the denoiser is given beside its latents, by the number of its channels."""
     given = whole(network.get("in_channels", channels))
     kinds: dict[int, Inputs] = {channels: "latents", 2 * channels + 1: "inpaint", 2 * channels: "instruct"}
     if given not in kinds:
         raise CheckpointError(
-            f"{folder}: the denoiser takes {given} channels, and the autoencoder has {channels}; only "
+            f"{name}: the denoiser takes {given} channels, and the autoencoder has {channels}; only "
             f"{channels}, {2 * channels} (instruct) and {2 * channels + 1} (inpainting) can be drawn with"
         )
     return kinds[given]
