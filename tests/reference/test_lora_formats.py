@@ -270,7 +270,7 @@ def test_old_names_of_diffusers(plain: Any, tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("style", ["kohya", "kohya-compvis"])
 def test_kohya_files_merge_as_in_diffusers(plain: Any, tmp_path: Path, style: Any) -> None:
-    """Alphas of a text encoder are all alike here: when they differ, diffusers mixes them up."""
+    """Alphas are all alike here: of other kohya files diffusers gives attention the most common alpha."""
     states, configs = trained(plain, seed=9)
     for config in configs.values():
         config["lora_alpha"] = 2
