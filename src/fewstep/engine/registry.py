@@ -1,37 +1,62 @@
 """Which models there are: bundled, in the folders of ``FEWSTEP_MODELS``, and in the user's data folder.
 
-A model is found by its name, never by a path: a name from a request must not reach other folders.
+A model is found by its name, never by a path: a name from a request must not reach other folders. What a
+single file is, its header says; no tensor is read for it, and nothing is remembered.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fewstep.checkpoint import bundle
-from fewstep.errors import NotFoundError
+from fewstep.errors import CheckpointError, NotFoundError
 
 DEFAULT = "emoji-128"
 """Model that is used when none is named; the first one found where it is missing."""
 
-Kind = Literal["bundle", "pipeline"]
+Kind = Literal["bundle", "pipeline", "checkpoint"]
+_ORDER: tuple[Kind, ...] = ("bundle", "pipeline", "checkpoint")
+"""Of two models with one name the first counts."""
+
+_KINDS: dict[str, tuple[Kind, ...]] = {
+    "auto": _ORDER,
+    "openvino": ("bundle",),
+    "torch": ("pipeline", "checkpoint"),
+}
+"""What each engine draws with."""
+
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelEntry:
-    """A folder that holds a model; whether it is sound is found out when it is opened."""
+    """A folder or file that holds a model; whether it is sound is found out when it is opened."""
 
     name: str
     folder: Path
+    """A file for the kind ``checkpoint``."""
     kind: Kind
     origin: str
     """``bundled``, ``FEWSTEP_MODELS``, ``--models-dir`` or ``user``."""
     size: int
     """Bytes of all files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OtherFile:
+    """A weight file that lies among the models and is none."""
+
+    name: str
+    path: Path
+    what: str
+    """As `fewstep.checkpoint.detect` says: ``lora``, ``vae``, ``denoiser`` ...; ``unknown``."""
+    origin: str
+    size: int
 
 
 def models(extra: Sequence[Path] = ()) -> list[ModelEntry]:
@@ -41,28 +66,46 @@ def models(extra: Sequence[Path] = ()) -> list[ModelEntry]:
         extra: more folders, searched first.
     """
     seen: dict[tuple[str, str], ModelEntry] = {}
-    for origin, folder in _roots(extra):
-        for entry in _in_folder(folder, origin):
+    for origin, path in _paths(extra):
+        if (entry := _entry(path, origin)) is not None:
             seen.setdefault((entry.name, entry.kind), entry)
     return list(seen.values())
 
 
-def find(name: str | None = None, *, kind: Kind | None = None, extra: Sequence[Path] = ()) -> ModelEntry:
-    """The model of that name; a bundle before a pipeline folder.
+def others(extra: Sequence[Path] = ()) -> list[OtherFile]:
+    """Weight files among the models that are none themselves, in the order of search."""
+    found = []
+    for origin, path in _paths(extra):
+        if path.name.endswith(_SUFFIX) and path.is_file() and (what := _what(path)) != "checkpoint":
+            size = path.stat().st_size
+            found.append(OtherFile(name=path.stem, path=path, what=what, origin=origin, size=size))
+    return found
+
+
+def find(
+    name: str | None = None, *, kind: Kind | Sequence[Kind] | None = None, extra: Sequence[Path] = ()
+) -> ModelEntry:
+    """The model of that name; a bundle before a pipeline folder, and that before a single file.
 
     Args:
         name: None is `DEFAULT`.
-        kind: only this kind.
+        kind: only this kind, or these.
         extra: more folders, searched first.
 
     Raises:
         NotFoundError: there is none, or the name is a path; the message lists what there is.
     """
-    known = [entry for entry in models(extra) if kind is None or entry.kind == kind]
+    kinds = _ORDER if kind is None else (kind,) if isinstance(kind, str) else tuple(kind)
     wanted = DEFAULT if name is None else name
-    matches = sorted((entry for entry in known if entry.name == wanted), key=lambda entry: entry.kind)
+    matches = [
+        entry
+        for origin, path in _paths(extra)
+        if _may_be(path, wanted) and (entry := _entry(path, origin)) is not None
+        if entry.name == wanted and entry.kind in kinds
+    ]
     if matches:
-        return matches[0]
+        return min(matches, key=lambda entry: _ORDER.index(entry.kind))
+    known = [entry for entry in models(extra) if entry.kind in kinds]
     if name is None and known:
         return known[0]
     names = ", ".join(dict.fromkeys(entry.name for entry in known)) or "none"
@@ -75,6 +118,23 @@ def find(name: str | None = None, *, kind: Kind | None = None, extra: Sequence[P
         f"model {wanted!r}: not found; there are: {names} (look with: fewstep models; name more folders with "
         "--models-dir or FEWSTEP_MODELS)"
     )
+
+
+def find_for(engine: str, name: str | None = None, *, extra: Sequence[Path] = ()) -> ModelEntry:
+    """The model of that name that an engine draws with, or of any kind: then the engine says what is wrong.
+
+    Args:
+        engine: ``auto``, ``openvino`` or ``torch``.
+        name: as of `find`.
+        extra: as of `find`.
+
+    Raises:
+        NotFoundError: as `find`.
+    """
+    try:
+        return find(name, kind=_KINDS[engine], extra=extra)
+    except NotFoundError:
+        return find(name, extra=extra)
 
 
 def bundled_folder() -> Path:
@@ -104,29 +164,56 @@ def _roots(extra: Sequence[Path]) -> list[tuple[str, Path]]:
     ]
 
 
-def _in_folder(folder: Path, origin: str) -> list[ModelEntry]:
-    """The models in a folder, or the folder itself when it is one. Unreadable folders hold none."""
-    own = _entry(folder, origin)
-    if own is not None:
-        return [own]
-    try:
-        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError:
-        return []
-    return [entry for path in inside if (entry := _entry(path, origin)) is not None]
+def _paths(extra: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """(origin, path) of everything that may be a model: what lies in the folders, or a folder itself."""
+    for origin, folder in _roots(extra):
+        if _is_model_folder(folder) or folder.is_file():
+            yield origin, folder
+            continue
+        try:
+            inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        except OSError:  # unreadable folders hold none
+            continue
+        yield from ((origin, path) for path in inside)
 
 
-def _entry(folder: Path, origin: str) -> ModelEntry | None:
+def _is_model_folder(folder: Path) -> bool:
+    return bundle.is_bundle(folder) or (folder / "model_index.json").is_file()
+
+
+def _may_be(path: Path, name: str) -> bool:
+    """Whether a path can have a name, without reading a file's header."""
+    return path.stem == name if path.name.endswith(_SUFFIX) and path.is_file() else True
+
+
+def _entry(path: Path, origin: str) -> ModelEntry | None:
     kind: Kind
-    if bundle.is_bundle(folder):
+    if bundle.is_bundle(path):
         kind = "bundle"
-    elif (folder / "model_index.json").is_file():
+    elif (path / "model_index.json").is_file():
         kind = "pipeline"
+    elif path.name.endswith(_SUFFIX) and path.is_file():
+        if _what(path) != "checkpoint":
+            return None
+        size = path.stat().st_size
+        return ModelEntry(name=path.stem, folder=path, kind="checkpoint", origin=origin, size=size)
     else:
         return None
-    name = _bundle_name(folder) if kind == "bundle" else folder.resolve().name
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return ModelEntry(name=name, folder=folder, kind=kind, origin=origin, size=size)
+    name = _bundle_name(path) if kind == "bundle" else path.resolve().name
+    size = sum(inside.stat().st_size for inside in path.rglob("*") if inside.is_file())
+    return ModelEntry(name=name, folder=path, kind=kind, origin=origin, size=size)
+
+
+def _what(path: Path) -> str:
+    """What a weight file is, by its header; ``unknown`` for what is refused."""
+    from fewstep.checkpoint.detect import detect
+    from fewstep.checkpoint.tensorfile import TensorFile
+
+    try:
+        with TensorFile(path) as file:
+            return detect(file.entries, file.metadata, path.name).kind
+    except (CheckpointError, NotFoundError, OSError):
+        return "unknown"
 
 
 def _bundle_name(folder: Path) -> str:

@@ -15,6 +15,7 @@ from fewstep.errors import EngineError, NotFoundError
 
 if TYPE_CHECKING:
     from fewstep.diffusion.contract import SamplingContract
+    from fewstep.engine.adapters import Catalogue
     from fewstep.engine.control import ControlUse
 
 FloatArray = npt.NDArray[np.float32]
@@ -191,6 +192,8 @@ class ModelInfo:
     """Parts that are not the model's own, such as ``vae`` -> their name and hash."""
     notes: tuple[str, ...] = ()
     """What was found odd about the model; said with every picture."""
+    adapters: Catalogue | None = None
+    """Where the names of adapters are looked up; None is the usual folders."""
 
     def student(self, name: str) -> StudentInfo:
         """The student of that name.
