@@ -52,7 +52,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_c05_family_draws_as_diffusers(case, folders):
+def test_C05_family_draws_as_diffusers(case, folders):
     folder = folders(case)
     ours, theirs = drawing.draw_ours(folder, case), drawing.draw_theirs(folder, case)
     assert ours.shape == theirs.shape and theirs.std() > 0.3
@@ -125,7 +125,7 @@ _KEYS = {
 
 @pytest.mark.parametrize("family", _KEYS)
 @pytest.mark.parametrize("how", ["zeroed", "dropped"])
-def test_a10_a_missing_weight_is_seen(family, how, folders, tmp_path):
+def test_A10_a_missing_weight_is_seen(family, how, folders, tmp_path):
     """A tensor of zeros changes the latents, and one that is missing is refused."""
     case = Case(family, "txt2img")
     folder = _copied(folders, case, tmp_path)
