@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.loaders import single_file_utils as theirs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "checkpoint"))
 import tiny_files as tiny
@@ -96,6 +96,26 @@ def test_text_encoders_are_what_diffusers_converts(
     else:
         their = theirs.convert_ldm_clip_checkpoint(loaded, prefix)
     assert equal(ours, {name: value for name, value in their.items() if name != "logit_scale"})
+
+
+def test_projection_that_sd3_leaves_out_is_the_identity_as_in_diffusers(tmp_path: Path) -> None:
+    path = tiny.save(tmp_path / "model.safetensors", "sd3")
+    loaded = load_file(path)
+    del loaded["text_encoders.clip_l.transformer.text_projection.weight"]
+    save_file(loaded, path)
+    conversion.convert(path, tmp_path / "model", conversion.Options())
+    their = theirs.create_diffusers_clip_model_from_ldm(
+        type(tiny.networks("sd3")["text_encoder"]),
+        checkpoint=dict(loaded),
+        config=str(tmp_path / "model"),
+        subfolder="text_encoder",
+        local_files_only=True,
+    )
+    ours = dict(single_file.read_part(path, "text_encoder"))
+    assert equal(ours, dict(their.state_dict()))
+    assert torch.equal(ours["text_projection.weight"], torch.eye(64))
+    conversion.convert(tmp_path / "model", tmp_path / "back.safetensors", conversion.Options())
+    assert equal(load_file(tmp_path / "back.safetensors"), loaded)
 
 
 def test_t5_of_sd3_is_what_diffusers_converts(tmp_path: Path) -> None:

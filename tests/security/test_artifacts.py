@@ -30,7 +30,7 @@ from fewstep.checkpoint import pickle_compat, safetensors, single_file, tensorfi
 from fewstep.checkpoint.conversion import Options, convert
 from fewstep.checkpoint.tensorfile import Entry
 from fewstep.cli.main import main
-from fewstep.errors import CheckpointError, FewstepError, NotFoundError
+from fewstep.errors import CheckpointError, FewstepError, NotFoundError, UsageError
 
 PACKAGE = Path(__file__).parents[2] / "src" / "fewstep"
 NAMES = (
@@ -143,6 +143,22 @@ def test_A02_no_command_is_misled_by_a_name(
         assert code == 3
         assert "fewstep convert" in error and "--allow-pickle" in error
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_A02_what_is_converted_as_a_pickle_is_one_by_its_content(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        pickle_compat, "convert", lambda source, out: pickle_compat.Converted(tensors=1, left_out=0)
+    )
+    options, out = Options(allow_pickle=True), tmp_path / "out.safetensors"
+    (tmp_path / "a").mkdir()
+    torch.save({"w": torch.ones(1)}, tmp_path / "a" / name)
+    assert convert(tmp_path / "a" / name, out, options) == ["1 tensors"]
+    tensorfile.write(tmp_path / name, {"x": Entry("F32", (1,))}, [("x", torch.ones(1))])
+    with pytest.raises(UsageError, match="no pickle checkpoint by its content"):
+        convert(tmp_path / name, out, options)
 
 
 def test_A02_a_safetensors_file_is_one_under_any_name(tmp_path: Path) -> None:

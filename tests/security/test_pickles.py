@@ -155,6 +155,19 @@ def test_A03_a_child_over_its_limits_is_reported_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
 
 
+def test_A03_what_a_stopped_child_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(source: Path, out: Path, limits: Limits) -> Any:
+        dead = 2**22 + 12345  # beyond the largest pid of Linux
+        (out.parent / f".{out.name}.tmp-{dead}-0123abcd").write_bytes(b"half")
+        raise CheckpointError("it was stopped")
+
+    monkeypatch.setattr(pickle_compat, "_run", run)
+    torch.save(state(), tmp_path / "model.ckpt")
+    with pytest.raises(CheckpointError, match="it was stopped"):
+        pickle_compat.convert(tmp_path / "model.ckpt", tmp_path / "out.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
+
+
 def in_child(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); sys.argv[1:] = {arguments!r}\n{program}"
     return subprocess.run(

@@ -81,7 +81,8 @@ def test_A05_a_header_of_a_hundred_megabytes_is_not_read(tmp_path: Path) -> None
             file.write(struct.pack("<Q", length) + b"{")
             file.truncate(length + 100)  # sparse
         before = psutil.Process().memory_info().rss
-        with pytest.raises(CheckpointError, match=r"header"):
+        said = "more than the 32000000 that are read" if length < 100_000_000 else "broken header"
+        with pytest.raises(CheckpointError, match=said):
             TensorFile(path)
         assert psutil.Process().memory_info().rss - before < 50 * 2**20
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fewstep.checkpoint import part_configs
 from fewstep.checkpoint.keymaps import pixart, sd3, text, unet, vae
-from fewstep.checkpoint.keymaps.moves import KeyMap, Place, places
+from fewstep.checkpoint.keymaps.moves import IDENTITY, KeyMap, Place, places
 from fewstep.checkpoint.naming import first
 from fewstep.checkpoint.part_configs import Config, Family
 from fewstep.checkpoint.tensorfile import Shape
@@ -21,6 +21,9 @@ from fewstep.errors import CheckpointError
 Layout = Literal["original", "diffusers"]
 Shapes = Mapping[str, Shape]
 Network = Mapping[str, tuple[Place, Shape]]
+
+PROJECTION = "text_projection.weight"
+"""Stable Diffusion 3's files have none for CLIP-L, whose pooled output they take as it is."""
 
 KINDS = "give Stable Diffusion 1, 2, XL, 3 or PixArt"
 
@@ -187,12 +190,17 @@ def text_encoder(shapes: Shapes, name: str, encoder: TextEncoder, prefix: str, l
             return None
         keymap = text.openclip(text.openclip_layers(names), projection=encoder.projection)
     else:
-        table = "embeddings.token_embedding.weight"
-        if not {table, f"text_model.{table}"} & names:
+        words = "embeddings.token_embedding.weight"
+        if not {words, f"text_model.{words}"} & names:
             return None
         keymap = text.clip(projection=encoder.projection)
     network = placed(shapes, prefix, keymap, f"the {name}")
     own = {key: shape for key, (_, shape) in network.items()}
+    table = own.get("text_model.embeddings.token_embedding.weight", ())
+    left_out = layout == "original" and encoder.kind == "clip" and encoder.projection
+    if left_out and PROJECTION not in own and len(table) == 2:
+        own[PROJECTION] = table[1], table[1]
+        network = {**network, PROJECTION: (IDENTITY, own[PROJECTION])}
     return Part(
         name=name,
         class_name=encoder.class_name,

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 from fewstep.checkpoint import half, tensorfile
 from fewstep.checkpoint.detect import Detected, detect
 from fewstep.checkpoint.half import Oddities, Precision
-from fewstep.checkpoint.keymaps.moves import Place, original_shape, to_diffusers, to_original
+from fewstep.checkpoint.keymaps.moves import IDENTITY, Place, original_shape, to_diffusers, to_original
 from fewstep.checkpoint.naming import first, shown
 from fewstep.checkpoint.part_configs import Config, Family
-from fewstep.checkpoint.parts import KINDS, Layout, Part, original_naming
+from fewstep.checkpoint.parts import KINDS, PROJECTION, Layout, Part, original_naming
 from fewstep.checkpoint.tensorfile import Entry, Store, TensorFile
 from fewstep.errors import CheckpointError
 
@@ -63,6 +63,11 @@ class PartView:
         """
         place: Place = self.part.places[name][0]
         source = self._names[name]
+        if place is IDENTITY:
+            import torch
+
+            code = half.target(self.entries[name].dtype, precision)
+            return torch.eye(self.entries[name].shape[0]).to(half.torch_type(code))
         rows = None
         if place.count > 1:
             each = self.entries[name].shape[0]
@@ -178,6 +183,8 @@ def view(part: Part, store: Store, *, ema: bool = False) -> PartView:
     entries, names = {}, {}
     for name, (place, shape) in part.places.items():
         source = part.prefix + place.original
+        if place is IDENTITY:
+            source = next(part.prefix + p.original for p, _ in part.places.values() if p is not IDENTITY)
         if ema:
             source = _EMA_NETWORK + place.original.replace(".", "")
             if source not in store.entries or store.entries[source].shape != shape:
@@ -350,6 +357,8 @@ def _targets(part: PartView, family: Family, layout: Layout) -> dict[str, tuple[
     strange = []
     for name in part.entries:
         place = keymap.backward(name)
+        if family == "sd3" and name == PROJECTION and part.part.name == "text_encoder" and _is_identity(part):
+            continue
         if place is None:
             strange.append(name)
         else:
@@ -364,6 +373,13 @@ def _targets(part: PartView, family: Family, layout: Layout) -> dict[str, tuple[
         original: (tuple(members[i][0] for i in sorted(members)), members[0][1])
         for original, members in found.items()
     }
+
+
+def _is_identity(part: PartView) -> bool:
+    import torch
+
+    rows, columns = part.entries[PROJECTION].shape
+    return rows == columns and torch.equal(part.read(PROJECTION).float(), torch.eye(rows))
 
 
 def _incomplete(members: Mapping[int, tuple[str, Place]]) -> bool:

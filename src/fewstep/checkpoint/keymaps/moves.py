@@ -55,6 +55,10 @@ class Place:
     count: int = 1
 
 
+IDENTITY = Place("")
+"""The place of a square matrix that the authors' file leaves out because it changes nothing."""
+
+
 def nothing_dropped(name: str) -> bool:
     """The rule of a map that leaves nothing out."""
     return False
