@@ -3,18 +3,73 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fewstep.engine.backends.base import chained, stacked
 from fewstep.engine.tokens import Tokens
+from fewstep.prompt.attention import Segment
 
 if TYPE_CHECKING:
-    from fewstep.engine.backends.base import Backend, Conditions, ModelInfo
+    from fewstep.engine.backends.base import (
+        Backend,
+        Conditions,
+        FloatArray,
+        IntArray,
+        ModelInfo,
+        TextEncoderInfo,
+    )
+    from fewstep.prompt.attention import EmphasisMode
 
 NEGATIVE = "negative prompt"
 PROMPT = "prompt"
+MAX_CHUNKS = 64
+"""Of one text. A backend with static shapes compiles a network for every number of chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One text that is encoded."""
+
+    name: str
+    """What it is called in a warning: `NEGATIVE` or `PROMPT`."""
+    segments: tuple[Segment, ...] = (Segment("", 1.0),)
+
+    @property
+    def text(self) -> str:
+        """Without weights; a space where BREAK stood."""
+        return "".join(" " if segment.is_break else segment.text for segment in self.segments)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it has neither weights nor BREAK."""
+        return all(segment.weight == 1.0 and not segment.is_break for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """What one text encoder takes at once, for B texts; arrays of shape (B, L)."""
+
+    ids: IntArray
+    mask: IntArray
+    weights: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Texts as the encoders of a model take them."""
+
+    pieces: tuple[tuple[Piece | None, ...], ...]
+    """Of every chunk, in order: one per encoder; None where an encoder has read everything."""
+    warnings: tuple[str, ...]
+
+    @property
+    def chunks(self) -> int:
+        """How many there are."""
+        return len(self.pieces)
 
 
 def tokenizers(info: ModelInfo) -> tuple[Tokens, ...]:
@@ -54,6 +109,204 @@ def embed(
     if backend.info.zero_empty_negative and texts.get(NEGATIVE) == "":
         conditions = _zeroed(conditions, list(texts).index(NEGATIVE))
     return conditions, warnings
+
+
+def surely_short(info: ModelInfo, line: Line) -> bool:
+    """Whether a text takes one chunk, as far as it can be told without a tokenizer."""
+    if any(segment.is_break for segment in line.segments):
+        return False
+    # A token of CLIP is at least a byte.
+    room = min((own.length - 2 for own in info.encoders if own.kind == "clip"), default=None)
+    return room is None or len(line.text.encode("utf-8", "replace")) <= room
+
+
+def layout(info: ModelInfo, tokens: tuple[Tokens, ...], lines: Sequence[Line]) -> Layout:
+    """Tokenise texts and divide them into chunks, the same number for all.
+
+    CLIP reads chunks of 75 tokens, by the rules of `fewstep.prompt.chunks`. The others read one sequence,
+    whose end is cut off when it is too long; BREAK begins another one, and T5 reads over it.
+
+    Args:
+        info: the model.
+        tokens: from `tokenizers`.
+        lines: B texts.
+    """
+    warnings: list[str] = []
+    columns = [
+        _pieces(encoder, own, lines, warnings) for encoder, own in zip(info.encoders, tokens, strict=True)
+    ]
+    chunks = max(len(column) for column in columns)
+    padded = []
+    for encoder, own, column in zip(info.encoders, tokens, columns, strict=True):
+        missing = chunks - len(column)
+        if encoder.kind == "t5":
+            # Its tokens stand behind those of all chunks, where a model has both.
+            padded.append([*[None] * missing, *column])
+        else:
+            empty = _pieces(encoder, own, [Line(line.name) for line in lines], []) if missing else []
+            padded.append([*column, *empty * missing])
+    return Layout(tuple(zip(*padded, strict=True)), tuple(dict.fromkeys(warnings)))
+
+
+def encode(
+    backend: Backend,
+    tokens: tuple[Tokens, ...],
+    lines: Sequence[Line],
+    *,
+    clip_skip: int = 0,
+    emphasis: EmphasisMode = "original",
+) -> tuple[Conditions, list[str]]:
+    """Encode texts with weights and in chunks.
+
+    They go through the encoders in pairs of a negative prompt and a prompt, as a plain request does: a
+    quantised encoder may round a row by what is beside it, and so a text has the same bits whatever else its
+    prompt says in other steps.
+
+    Weights multiply what comes out of the encoders, of every kind and in every chunk by itself; the pooled
+    vector, which is the first chunk's, has none (`fewstep.prompt.emphasis`).
+
+    Args:
+        backend: runs the text encoders.
+        tokens: from `tokenizers`.
+        lines: B different texts, those of the negative prompt first; at least one of each.
+        clip_skip: last layers of the text encoder to leave out.
+        emphasis: how weights are applied.
+
+    Returns:
+        Conditions of B rows, and a warning for every text that was cut.
+    """
+    info = backend.info
+    negatives = [line for line in lines if line.name == NEGATIVE]
+    prompts = [line for line in lines if line.name != NEGATIVE]
+    if len(lines) == 2 and all(line.plain and surely_short(info, line) for line in lines):
+        texts = {line.name: line.text for line in lines}
+        return embed(backend, tokens, texts, clip_skip=clip_skip)
+    laid = layout(info, tokens, lines)
+    found: dict[int, Conditions] = {}
+    for place in range(max(len(negatives), len(prompts))):
+        pair = [min(place, len(negatives) - 1), len(negatives) + min(place, len(prompts) - 1)]
+        chunks = [_encoded(backend, row, pair, clip_skip, emphasis) for row in laid.pieces]
+        both = chained(chunks)
+        found |= {row: both.rows(slice(side, side + 1)) for side, row in enumerate(pair) if row not in found}
+    conditions = stacked([found[row] for row in range(len(lines))])
+    if info.zero_empty_negative:
+        for row, line in enumerate(lines):
+            if line.name == NEGATIVE and not line.text:
+                conditions = _zeroed(conditions, row)
+    return conditions, list(laid.warnings)
+
+
+def _pieces(
+    encoder: TextEncoderInfo, tokens: Tokens, lines: Sequence[Line], warnings: list[str]
+) -> list[Piece]:
+    return (
+        _chunked(tokens, lines, warnings)
+        if encoder.kind == "clip"
+        else _sequences(encoder, tokens, lines, warnings)
+    )
+
+
+def _chunked(tokens: Tokens, lines: Sequence[Line], warnings: list[str]) -> list[Piece]:
+    from fewstep.prompt.chunks import pad_to_same
+
+    texts = [tokens.chunked(line.segments, max_chunks=MAX_CHUNKS) for line in lines]
+    for line, chunked in zip(lines, texts, strict=True):
+        if chunked.left_out:
+            warnings.append(
+                f"{line.name} longer than {MAX_CHUNKS} chunks: {chunked.left_out} tokens are left out"
+            )
+    rows = pad_to_same([chunked.chunks for chunked in texts], tokens.spec)
+    return [
+        Piece(
+            np.array([chunk.ids for chunk in column], dtype=np.int64),
+            np.array([chunk.mask for chunk in column], dtype=np.int64),
+            np.array([chunk.weights for chunk in column], dtype=np.float32),
+        )
+        for column in zip(*rows, strict=True)
+    ]
+
+
+def _sequences(
+    encoder: TextEncoderInfo, tokens: Tokens, lines: Sequence[Line], warnings: list[str]
+) -> list[Piece]:
+    texts = [_without_breaks(line) if encoder.kind == "t5" else _at_breaks(line) for line in lines]
+    if any(len(parts) > MAX_CHUNKS for parts in texts):
+        warnings.append(f"only the first {MAX_CHUNKS} parts between BREAKs are read")
+    pieces = []
+    for place in range(min(max(map(len, texts)), MAX_CHUNKS)):
+        column = [(line.name, parts[place] if place < len(parts) else [])
+                  for line, parts in zip(lines, texts, strict=True)]  # fmt: skip
+        ids, mask, weights, said = tokens.weighed(column)
+        pieces.append(Piece(ids, mask, weights))
+        warnings += said
+    return pieces
+
+
+def _without_breaks(line: Line) -> list[list[Segment]]:
+    return [[Segment(" ", 1.0) if segment.is_break else segment for segment in line.segments]]
+
+
+def _at_breaks(line: Line) -> list[list[Segment]]:
+    """The parts between BREAKs; one at the end begins none, as in CLIP's chunks."""
+    parts: list[list[Segment]] = [[]]
+    for segment in line.segments:
+        if segment.is_break:
+            parts.append([])
+        else:
+            parts[-1].append(segment)
+    return parts[:-1] if len(parts) > 1 and not parts[-1] else parts
+
+
+def _encoded(
+    backend: Backend,
+    pieces: tuple[Piece | None, ...],
+    rows: list[int],
+    clip_skip: int,
+    emphasis: EmphasisMode,
+) -> Conditions:
+    """One chunk of some of the texts, weighed."""
+    given = [None if piece is None else piece.ids[rows] for piece in pieces]
+    masks = [None if piece is None else piece.mask[rows] for piece in pieces]
+    conditions = backend.encode_text(given, masks, clip_skip)
+    weights = [None if piece is None else piece.weights[rows] for piece in pieces]
+    if emphasis in ("ignore", "none") or all(own is None or (own == 1.0).all() for own in weights):
+        return conditions
+    return dataclasses.replace(
+        conditions, tokens=_weighed(conditions.tokens, weights, backend.info.encoders, emphasis)
+    )
+
+
+def _weighed(
+    vectors: FloatArray,
+    weights: Sequence[FloatArray | None],
+    encoders: Sequence[TextEncoderInfo],
+    emphasis: EmphasisMode,
+) -> FloatArray:
+    """Token vectors (B, L, D) times their weights; each encoder's keep their own mean.
+
+    CLIPs stand side by side along D, at the widths that the encoders tell; T5 stands behind them along L.
+    """
+    from fewstep.prompt import emphasis as applied
+
+    own = [(encoder, factors) for encoder, factors in zip(encoders, weights, strict=True)
+           if factors is not None]  # fmt: skip
+    result = vectors.copy()
+    begin = 0
+    across = [pair for pair in own if pair[0].kind != "t5"] or own[:1]
+    height = 0 if across[0][1] is None else across[0][1].shape[1]
+    for place, (encoder, factors) in enumerate(across):
+        last = place == len(across) - 1 or encoder.width == 0
+        end = vectors.shape[2] if last else begin + encoder.width
+        part = np.ascontiguousarray(vectors[:, :height, begin:end])
+        result[:, :height, begin:end] = applied.apply(part, factors, emphasis)
+        begin = end
+        if last:
+            break
+    for encoder, factors in own:
+        if encoder.kind == "t5" and height < vectors.shape[1]:
+            part = np.ascontiguousarray(vectors[:, height:])
+            result[:, height:] = applied.apply(part, factors, emphasis)
+    return result
 
 
 def _zeroed(conditions: Conditions, row: int) -> Conditions:

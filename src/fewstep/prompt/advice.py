@@ -31,8 +31,8 @@ def few_step_warnings(plan: Plan, *, guidance_scale: float, negative_prompt: str
         off = f"guidance {guidance_scale:g} is no guidance"
         if len(plan.subprompts) > 1:
             sentences.append(
-                f"AND needs guidance, and {off}: the {len(plan.subprompts)} prompts cannot be mixed by their "
-                "weights; write one prompt, or draw with guidance"
+                f"AND needs guidance, and {off}: of the {len(plan.subprompts)} prompts only the first is "
+                "drawn; write one prompt, or draw with guidance"
             )
         if negative_prompt.strip():
             sentences.append(f"the negative prompt has no effect: it works through guidance, and {off}")
