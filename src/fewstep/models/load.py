@@ -9,6 +9,7 @@ sampled); ``scheduler/scheduler_config.json`` says the same to plain diffusers, 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -186,14 +187,16 @@ def check_index(root: Path) -> Index:
 def _tokenizer(folder: Path, class_name: str) -> Any:
     import transformers
 
+    # transformers would say that another package is missing, one for files that this is not.
+    only_pieces = (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file()
+    if only_pieces and importlib.util.find_spec("sentencepiece") is None:
+        raise DependencyError(
+            f"{folder}: a sentencepiece model, which needs a package that is not installed; "
+            "install it with: pip install sentencepiece protobuf"
+        )
     try:
         return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
-    except ImportError as error:
-        raise DependencyError(
-            f"{folder}: a sentencepiece model, which needs a package that is missing; "
-            "install it with: pip install sentencepiece protobuf"
-        ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         text = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"{folder}: cannot be loaded ({text}); fetch or export the folder again"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fewstep.checkpoint import safetensors
-from fewstep.errors import CheckpointError, NotFoundError
+from fewstep.errors import CheckpointError, DependencyError, NotFoundError
 from fewstep.models import load
 
 UNET = "diffusion_pytorch_model.safetensors"
@@ -171,6 +171,20 @@ def test_nothing_at_all(folder):
     (folder / "unet" / UNET).unlink()
     with pytest.raises(NotFoundError, match="no such file"):
         load.pipeline(folder)
+
+
+def test_a_sentencepiece_model_names_the_package_that_reads_it(folder, monkeypatch):
+    tokenizer = folder / "tokenizer"
+    (tokenizer / "tokenizer.json").unlink()
+    (tokenizer / "spiece.model").write_bytes(b"x")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match="pip install sentencepiece protobuf"):
+        load.tokenizer(folder, "tokenizer", load.check_index(folder))
+
+
+def test_a_tokenizer_that_is_broken(folder):
+    (folder / "tokenizer" / "tokenizer.json").write_text("{")
+    assert "tokenizer" in refused(lambda: load.tokenizer(folder, "tokenizer", load.check_index(folder)))
 
 
 def test_loading_prints_nothing(folder, capfd):
