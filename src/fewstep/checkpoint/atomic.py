@@ -157,6 +157,18 @@ def rename_folder(path: str | os.PathLike[str], new: str | os.PathLike[str]) -> 
         _fsync_path(Path(new).parent)
 
 
+def rename_file(path: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+    """Give a file that is complete another name on the same disk, durably; an old file there is replaced.
+
+    Raises:
+        OutputError: it cannot be renamed.
+    """
+    with _as_output_error(Path(new)):
+        _fsync_path(Path(path))
+        os.replace(path, new)
+        _fsync_path(Path(new).parent)
+
+
 def sweep(parent: str | os.PathLike[str], *, all_processes: bool = False) -> list[Path]:
     """Remove the temporaries that dead processes left in ``parent`` (not in its sub-folders).
 
