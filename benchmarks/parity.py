@@ -39,7 +39,7 @@ TITLES = {
     "pixart-alpha": "PixArt-alpha",
     "pixart-sigma": "PixArt-Sigma",
 }
-MODES = {"inpaint": "inpaint, 4 channels", "inpaint-9": "inpaint, 9 channels", "instruct": "instruct"}
+MODES = {"inpaint": "inpaint, masked latents", "inpaint-9": "inpaint, 9 channels", "instruct": "instruct"}
 FURTHER = {"no-t5": "without T5", "embedded": "guidance embedded"}
 
 
