@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,13 +11,14 @@ import typer
 
 from fewstep.cli import choices, output
 from fewstep.cli.interrupts import cancellable
-from fewstep.cli.libraries import quiet_libraries
 from fewstep.cli.progress import progress
-from fewstep.errors import NotFoundError
+from fewstep.cli.sources import open_model as open_engine
 from fewstep.prompt import containers
+from fewstep.prompt.attention import EMPHASIS_MODES, EmphasisMode
 
 if TYPE_CHECKING:
-    from fewstep.engine.engine import Engine
+    from fewstep.engine.engine import Engine, StepReport
+    from fewstep.engine.request import GenerateRequest, GenerateResult
 
 ENGINES = ("auto", "openvino", "torch")
 
@@ -56,6 +58,90 @@ def command(
         Path | None,
         typer.Option("--mask", metavar="FILE", help="Draw only what is white here; as large as --image."),
     ] = None,
+    masked_content: Annotated[
+        str | None,
+        typer.Option(
+            "--masked-content",
+            metavar="fill|original|latent_noise|latent_nothing",
+            help="What is under the mask at first; makes strength 0.75.",
+        ),
+    ] = None,
+    mask_blur: Annotated[
+        int | None, typer.Option("--mask-blur", metavar="PIXELS", help="Soft edge of the mask.")
+    ] = None,
+    invert_mask: Annotated[bool, typer.Option("--invert-mask", help="Draw what is black in --mask.")] = False,
+    only_masked: Annotated[
+        bool,
+        typer.Option("--only-masked", help="Draw the part around the mask alone, as large as --size."),
+    ] = False,
+    padding: Annotated[
+        int | None, typer.Option("--padding", metavar="PIXELS", help="Around that part; 32.")
+    ] = None,
+    outpaint: Annotated[
+        str | None,
+        typer.Option(
+            "--outpaint", metavar="L,R,T,B", help="Extend --image by pixels: left,right,top,bottom."
+        ),
+    ] = None,
+    hires: Annotated[
+        str | None,
+        typer.Option("--hires", metavar="SCALE|WxH", help="Draw again, larger, from what was drawn."),
+    ] = None,
+    hires_steps: Annotated[
+        int | None, typer.Option("--hires-steps", help="Of the second pass; as --steps.")
+    ] = None,
+    hires_strength: Annotated[
+        float | None, typer.Option("--hires-strength", help="Share of them that is run; 0.5.")
+    ] = None,
+    hires_upscaler: Annotated[
+        str | None,
+        typer.Option("--hires-upscaler", metavar="auto|latent|lanczos|nearest|NAME", help="Between the two."),
+    ] = None,
+    variation_seed: Annotated[
+        int | None, typer.Option("--variation-seed", help="Vary towards this seed's image; --seed + 1.")
+    ] = None,
+    variation_strength: Annotated[
+        float | None, typer.Option("--variation-strength", help="How far, 0 to 1.")
+    ] = None,
+    seed_resize: Annotated[
+        str | None,
+        typer.Option("--seed-resize", metavar="WxH", help="Keep what the seed draws at this size."),
+    ] = None,
+    vae_tiling: Annotated[
+        bool | None,
+        typer.Option(
+            "--vae-tiling/--no-vae-tiling", help="Encode and decode in tiles; default for large images."
+        ),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option("--control", metavar="NAME|DIR", help="ControlNet or T2I-adapter; may be repeated."),
+    ] = None,
+    control_image: Annotated[
+        list[Path] | None, typer.Option("--control-image", metavar="FILE", help="What it is shown.")
+    ] = None,
+    control_scale: Annotated[
+        list[float] | None, typer.Option("--control-scale", help="How strongly it steers; 1.")
+    ] = None,
+    emphasis: Annotated[
+        str,
+        typer.Option(
+            "--emphasis",
+            metavar="original|no_norm|ignore|none",
+            help="How weights in the prompt are applied.",
+        ),
+    ] = "original",
+    style: Annotated[
+        list[str] | None,
+        typer.Option("--style", metavar="NAME", help="Put a style of --styles in; may be repeated."),
+    ] = None,
+    styles: Annotated[
+        Path | None, typer.Option("--styles", metavar="FILE", help="CSV file: name,prompt,negative_prompt.")
+    ] = None,
+    wildcards: Annotated[
+        Path | None,
+        typer.Option("--wildcards", metavar="DIR", help="Its NAME.txt are the lines of __NAME__."),
+    ] = None,
     upscale: Annotated[
         str,
         typer.Option("--upscale", metavar="auto|none|NAME", help="auto: 4 times, where ncnn is installed."),
@@ -67,6 +153,29 @@ def command(
         list[Path] | None,
         typer.Option("--models-dir", metavar="DIR", help="More models; may be repeated."),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="PATH", help="A model's file or folder, in place of --model."),
+    ] = None,
+    unet: Annotated[
+        Path | None,
+        typer.Option("--unet", metavar="PATH", help="A U-Net or transformer in place of the model's."),
+    ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option("--vae", metavar="PATH", help="An autoencoder or TAESD in place of the model's."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="NAME[:W[:TEXTW]]", help="An adapter; may be repeated."),
+    ] = None,
+    loras_dir: Annotated[
+        list[Path] | None,
+        typer.Option("--loras-dir", metavar="DIR", help="More adapters; may be repeated."),
+    ] = None,
+    insist: Annotated[
+        bool, typer.Option("--insist", help="Use settings that do not fit a model of few steps.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the images.")] = Path(
         "outputs"
     ),
@@ -87,24 +196,33 @@ def command(
     """
     choices.one_of("--engine", engine, ENGINES)
     choices.one_of("--format", image_format, containers.FORMATS)
+    choices.one_of("--emphasis", emphasis, EMPHASIS_MODES)
     width, height = choices.size("--size", size) if size is not None else (None, None)
-    from fewstep.cli import pictures
+    from fewstep.cli import modes, pictures, sources, templates
     from fewstep.engine import upscale as upscaling
     from fewstep.engine.request import resolve
 
     upscaling.check_name(upscale)
+    extended = modes.outpaint(outpaint)
+    second = modes.hires(hires, hires_steps, hires_strength, hires_upscaler)
+    seed_size = choices.size("--seed-resize", seed_resize) if seed_resize is not None else None
+    steered = modes.controls(control or [], control_image or [], control_scale or [], models_dir or [])
+    wanted = templates.texts(
+        choices.text("PROMPT", prompt), choices.text("--negative", negative), seed=seed, n=n,
+        styles=style or [], styles_file=styles, wildcards=wildcards,
+    )  # fmt: skip
     output.show_logs(quiet=quiet)
-    drawing = open_engine(model, engine, models_dir or [])
-    request = resolve(
+    used = sources.adapters(lora or [])
+    parts = {"checkpoint": checkpoint, "unet": unet, "vae": vae, "loras": loras_dir}
+    given = {name: value for name, value in parts.items() if value}
+    drawing = open_engine(model, engine, models_dir or [], **cast(Any, given))
+    order = functools.partial(
+        resolve,
         drawing.info,
-        prompt=choices.text("PROMPT", prompt),
-        negative_prompt=choices.text("--negative", negative),
         num_inference_steps=steps,
         guidance_scale=guidance,
         guidance_rescale=guidance_rescale,
         solver=solver,
-        seed=seed,
-        n=n,
         width=width,
         height=height,
         init_image=_read("image", image),
@@ -112,44 +230,69 @@ def command(
         mask=_read("mask", mask),
         deterministic=deterministic,
         student=student,
+        masked_content=masked_content,
+        mask_blur=mask_blur,
+        only_masked=only_masked,
+        padding=padding,
+        invert_mask=invert_mask,
+        outpaint=extended,
+        hires=second,
+        variation_strength=variation_strength,
+        seed_resize=seed_size,
+        tiling=vae_tiling,
+        control=steered,
+        adapters=used,
+        insist=insist,
+        emphasis=cast(EmphasisMode, emphasis),
     )
+    requests = [
+        order(
+            prompt=text.prompt,
+            negative_prompt=text.negative_prompt,
+            seed=seed + text.first,
+            n=text.count,
+            variation_seed=None if variation_seed is None else variation_seed + text.first,
+        )
+        for text in wanted
+    ]
+    request = requests[0]
     if request.student is not None and student is None and not quiet:
         output.note(f"drawn by student {request.student}; for the base model give --student none")
-    with output.numbers(out, request.n) as numbers, cancellable() as cancelled:
-        with progress("step", quiet=quiet) as report:
-            result = drawing.generate(
-                request, on_step=lambda step: report(step.index + 1, step.total), cancelled=cancelled
-            )
-        for warning in () if quiet else result.warnings:
+    with output.numbers(out, n) as numbers, cancellable() as cancelled:
+        results = _draw(drawing, requests, quiet=quiet, cancelled=cancelled)
+        said = [warning for text in wanted for warning in text.warnings]
+        said += [warning for result in results for warning in result.warnings]
+        for warning in () if quiet else dict.fromkeys(said):
             output.note(f"warning: {warning}")
-        for index, number in enumerate(numbers):
-            picture = pictures.finish(request, result, index, upscale, cancelled=cancelled)
-            if picture.warning is not None and index == 0 and not quiet:
+        images = [(which, index) for which, one in enumerate(requests) for index in range(one.n)]
+        for (which, index), number in zip(images, numbers, strict=True):
+            request, result = requests[which], results[which]
+            picture = pictures.finish(
+                request, result, index, upscale, cancelled=cancelled, further=wanted[which].further
+            )
+            if picture.warning is not None and number == numbers[0] and not quiet:
                 output.note(picture.warning)
             path = pictures.save(picture, out, number, cast(containers.Format, image_format))
             if as_json:
-                output.result_json(pictures.report(picture, path, request, result))
+                output.result_json(pictures.report(picture, path, n, result))
             else:
                 output.result(str(path))
 
 
-def open_engine(model: str | None, engine: str, folders: Sequence[Path]) -> Engine:
-    """Open a model by name with the engine that was asked for.
+def _draw(
+    drawing: Engine, requests: Sequence[GenerateRequest], *, quiet: bool, cancelled: Callable[[], bool]
+) -> list[GenerateResult]:
+    """Draw one request after the other, with one progress bar for all."""
+    results = []
+    with progress("step", quiet=quiet) as report:
+        for before, request in enumerate(requests):
 
-    Raises:
-        NotFoundError, CheckpointError, DependencyError, UsageError: as `fewstep.engine.engine.Engine`.
-    """
-    from fewstep.engine import registry
-    from fewstep.engine.engine import Engine
+            def on_step(step: StepReport, before: int = before) -> None:
+                # Several requests are of one image each, and so have the same number of steps.
+                report(before * step.total + step.index + 1, len(requests) * step.total)
 
-    quiet_libraries()
-    kinds: dict[str, registry.Kind | None] = {"auto": None, "openvino": "bundle", "torch": "pipeline"}
-    try:
-        entry = registry.find(model, kind=kinds[engine], extra=folders)
-    except NotFoundError:
-        # There may be one of the other kind: then the engine says that it cannot run it.
-        entry = registry.find(model, extra=folders)
-    return Engine(entry, engine)
+            results.append(drawing.generate(request, on_step=on_step, cancelled=cancelled))
+    return results
 
 
 def _read(kind: str, path: Path | None) -> Any:

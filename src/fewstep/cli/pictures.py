@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,11 +40,12 @@ def finish(
     upscaler: str,
     *,
     cancelled: Callable[[], bool] | None = None,
+    further: Mapping[str, Any] | None = None,
 ) -> Picture:
     """Upscale one image of a result and complete its record.
 
     The record is that of the image, not of the batch it was drawn in: a file says the same however many were
-    drawn together.
+    drawn together. ``further`` is added to it.
 
     Raises:
         DependencyError, EngineError, Cancelled: as `fewstep.engine.upscale.upscale`.
@@ -52,8 +53,10 @@ def finish(
     start = time.perf_counter()
     made = upscaling.upscale(result.images[index], upscaler, cancelled=cancelled)
     seconds = time.perf_counter() - start
-    record = {"fewstep": __version__, **result.record, "seed": result.seeds[index]}
+    record = {"fewstep": __version__, **result.record, "seed": result.seeds[index], **(further or {})}
     del record["n"]
+    if "variation" in record:
+        record["variation"] = {**record["variation"], "seed": record["variation"]["seed"] + index}
     for name, pixels in (("init_image_hash", request.init_image), ("mask_hash", request.mask)):
         if pixels is not None:
             record[name] = hashlib.sha256(pixels.tobytes()).hexdigest()
@@ -77,7 +80,7 @@ def save(picture: Picture, folder: Path, number: int, image_format: containers.F
     return path
 
 
-def report(picture: Picture, path: Path, request: GenerateRequest, result: GenerateResult) -> dict[str, Any]:
+def report(picture: Picture, path: Path, n: int, result: GenerateResult) -> dict[str, Any]:
     """Return the record that ``--json`` prints: that of the file, and what is true of this run only."""
     warnings = [*result.warnings, *([picture.warning] if picture.warning else [])]
     timings = {
@@ -86,7 +89,7 @@ def report(picture: Picture, path: Path, request: GenerateRequest, result: Gener
     height, width = picture.pixels.shape[:2]
     return {
         **picture.record,
-        "n": request.n,
+        "n": n,
         "path": str(path),
         "file_width": width,
         "file_height": height,

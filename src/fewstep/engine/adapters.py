@@ -118,22 +118,19 @@ def choose(
     """Find the adapters of a request.
 
     Returns:
-        The adapters; the contract of the one among them that makes a model draw in few steps, None where none
-        does; and warnings.
+        The adapters, one that was named twice with the sum of its weights; the contract of the one among
+        them that makes a model draw in few steps, None where none does; and warnings.
 
     Raises:
-        UsageError: unknown, too many, one twice, or two with contracts of their own.
+        UsageError: unknown, too many, or two with contracts of their own.
         CheckpointError: a file that is no adapter.
     """
     if not uses:
         return (), None, ()
     if len(uses) > MAX_ADAPTERS:
         raise UsageError(f"{len(uses)} adapters: at most {MAX_ADAPTERS} are taken, leave some out")
-    names = [use.name for use in uses]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"adapter {twice!r:.100} is given twice: give it once, with the sum of the weights")
     catalogue = info.adapters or Catalogue()
-    chosen: list[Chosen] = []
+    chosen: dict[str, Chosen] = {}
     contracts: dict[str, SamplingContract] = {}
     warnings: list[str] = []
     for use in uses:
@@ -144,14 +141,17 @@ def choose(
         weight = usual if use.weight is None else float(use.weight)
         text = weight if use.text_weight is None else float(use.text_weight)
         if found is not None and weight:
-            contracts[use.name] = found.contract
-        chosen.append(
-            Chosen(name=use.name, path=entry.path, weight=weight, text_weight=text, hash=_hash(entry.path))
+            contracts[entry.name] = found.contract
+        before = chosen.pop(entry.name, None)
+        if before is not None:
+            weight, text = before.weight + weight, before.text_weight + text
+        chosen[entry.name] = Chosen(
+            name=entry.name, path=entry.path, weight=weight, text_weight=text, hash=_hash(entry.path)
         )
     if len(contracts) > 1:
         both = " and ".join(repr(name) for name in contracts)
         raise UsageError(f"adapters {both} each say how to draw in few steps: give one of them")
-    return tuple(chosen), next(iter(contracts.values()), None), tuple(warnings)
+    return tuple(chosen.values()), next(iter(contracts.values()), None), tuple(warnings)
 
 
 def applied(chosen: Sequence[Chosen], *, lenient: bool) -> tuple[Applied, ...]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewstep.diffusion import guidance, prediction
+from fewstep.engine import prompts
 from fewstep.engine.backends.base import Backend, Conditions, FloatArray, f32, stacked
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fewstep.diffusion.contract import SamplingContract
     from fewstep.diffusion.schedule import Schedule
     from fewstep.engine.backends.base import ModelInfo
@@ -18,13 +22,43 @@ if TYPE_CHECKING:
 
 
 def evaluations(info: ModelInfo, request: GenerateRequest) -> int:
-    """Rows that the network is given per image and step: 1, 2 with guidance, 3 if a picture guides too."""
-    contract = info.sampling(request.student)
+    """Rows that the network is given per image and step: 1, 2 with guidance, 3 if a picture guides too.
+
+    Each further prompt that AND joins is a row more.
+    """
+    contract = request.sampling(info)
     if contract.guidance != "classifier_free":
         return 1
     if info.inputs == "instruct":
         return 1 if request.guidance_scale == request.image_guidance_scale == 1.0 else 3
-    return 1 if request.guidance_scale == 1.0 else 2
+    return 1 if request.guidance_scale == 1.0 else 1 + len(prompts.weights(info, request))
+
+
+class Script:
+    """The conditions of every step.
+
+    A solver may evaluate the network several times in a step, and at other times than the step's own, so that
+    the step cannot be told from the time: whoever draws moves it on.
+
+    Args:
+        texts: step, counted from 1 -> the numbers of its texts: the negative prompt's, then the prompts'.
+        conditions: number of a text -> conditions of the B images that are drawn together.
+    """
+
+    def __init__(
+        self, texts: Callable[[int], tuple[int, ...]], conditions: Callable[[int], Conditions]
+    ) -> None:
+        self._texts, self._conditions = texts, conditions
+        self.step = 1
+        """The step that is drawn now."""
+
+    def key(self) -> tuple[int, ...]:
+        """Tells steps apart that have other texts."""
+        return self._texts(self.step)
+
+    def conditions(self) -> list[Conditions]:
+        """The negative prompt's and each prompt's, B rows each."""
+        return [self._conditions(text) for text in self.key()]
 
 
 def denoiser(
@@ -43,24 +77,53 @@ def denoiser(
         conditional: B rows.
         schedule: ``Solver.schedule`` of the contract's.
     """
+    return scripted(
+        backend, request, Script(lambda step: (0, 1), lambda row: (negative, conditional)[row]), schedule
+    )
+
+
+def scripted(
+    backend: Backend, request: GenerateRequest, script: Script, schedule: Schedule
+) -> prediction.Denoiser:
+    """What draws a request whose texts change on the way, or are joined by AND; otherwise as `denoiser`."""
     info = backend.info
-    contract = info.sampling(request.student)
-    count = len(conditional)
-    batches = {count: conditional}
+    contract = request.sampling(info)
+    weights = prompts.weights(info, request)
     rows = evaluations(info, request)
-    if rows == 2:
-        batches[2 * count] = stacked([negative, conditional])
-    elif rows == 3:
-        batches[3 * count] = _for_picture(negative, conditional)
-    elif contract.guidance == "embedded":
-        batches[count] = _embedded(conditional, request.guidance_scale)
+    # The last step's only: to build them again costs less than keeping those of every step.
+    made: list[Any] = [None, {}]
 
     def model(x: FloatArray, t: Any) -> FloatArray:
         times = np.broadcast_to(np.asarray(t, dtype=np.float32), (len(x),))
-        return backend.denoise(f32(x), f32(times), batches[len(x)], request.student)
+        if made[0] != script.key():
+            made[:] = script.key(), _batches(info, request, script.conditions())
+        return backend.denoise(f32(x), f32(times), made[1][len(x)], request.student)
 
     plain = prediction.adapt(model, schedule, contract.prediction_type)
-    return _guided(plain, request, contract, schedule, rows)
+    return _guided(plain, request, contract, schedule, rows, weights)
+
+
+def _batches(
+    info: ModelInfo, request: GenerateRequest, texts: Sequence[Conditions]
+) -> Mapping[int, Conditions]:
+    """Number of rows that the network may be given -> their conditions.
+
+    Args:
+        info: the model.
+        request: what is drawn.
+        texts: the negative prompt's, then each prompt's; B rows each.
+    """
+    negative, conditional = texts[0], texts[1]
+    count = len(conditional)
+    batches = {count: conditional}
+    rows = evaluations(info, request)
+    if info.inputs == "instruct" and rows == 3:
+        batches[3 * count] = _for_picture(negative, conditional)
+    elif rows > 1:
+        batches[rows * count] = stacked(texts)
+    elif request.sampling(info).guidance == "embedded":
+        batches[count] = _embedded(conditional, request.guidance_scale)
+    return batches
 
 
 def _guided(
@@ -69,9 +132,20 @@ def _guided(
     contract: SamplingContract,
     schedule: Schedule,
     rows: int,
+    weights: Sequence[float],
 ) -> prediction.Denoiser:
     if rows == 1:
         return plain
+    if len(weights) > 1:
+        return guidance.composed(
+            plain,
+            weights=weights,
+            scale=request.guidance_scale,
+            rescale=request.guidance_rescale,
+            interval=contract.guidance_interval,
+            schedule=schedule,
+            prediction_type=contract.prediction_type,
+        )
     if rows == 3:
         return guidance.with_picture(
             plain,

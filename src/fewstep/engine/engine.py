@@ -6,9 +6,10 @@ docs/concepts/engine.md for what a batch changes.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +17,27 @@ from typing import Any, Literal
 import numpy as np
 
 from fewstep.checkpoint import bundle
-from fewstep.diffusion import noise, sampler
+from fewstep.diffusion import sampler
 from fewstep.diffusion.timesteps import truncate_for_strength
-from fewstep.engine import denoising, pictures, registry, starts, text
-from fewstep.engine.backends.base import Backend, Conditions, FloatArray, ModelInfo, f32
+from fewstep.engine import (
+    adapters,
+    control,
+    denoising,
+    hires,
+    modes,
+    pictures,
+    prompts,
+    registry,
+    starts,
+    text,
+    tiling,
+    variation,
+)
+from fewstep.engine.backends.base import Backend, FloatArray, ModelInfo, f32
 from fewstep.engine.request import GenerateRequest, GenerateResult, find_solver
 from fewstep.engine.tokens import Tokens
 from fewstep.errors import EngineError, NotFoundError, UsageError
+from fewstep.models.source import ModelSource
 
 BackendName = Literal["auto", "openvino", "torch", "fake"]
 BACKENDS: tuple[str, ...] = ("auto", "openvino", "torch", "fake")
@@ -48,9 +63,11 @@ class Engine:
     """One model on one backend. Requests from several threads wait for one another.
 
     Args:
-        model: an entry or a name of the registry, a folder as `Path`, or None for the default model.
+        model: an entry or a name of the registry, a folder or file as `Path`, what a model is put together
+            from, or None for the default model.
         backend: ``auto`` takes OpenVINO for a bundle and torch for a pipeline folder; or a backend object.
         threads: inference threads; None is the backend's own choice, every core.
+        catalogue: the adapters that requests may name; None is those of the usual folders.
 
     Raises:
         NotFoundError: no such model.
@@ -61,23 +78,27 @@ class Engine:
 
     def __init__(
         self,
-        model: registry.ModelEntry | Path | str | None = None,
+        model: registry.ModelEntry | ModelSource | Path | str | None = None,
         backend: Backend | str = "auto",
         *,
         threads: int | None = None,
+        catalogue: adapters.Catalogue | None = None,
     ) -> None:
         started = time.perf_counter()
         self.backend: Backend = (
             open_backend(model, backend, threads=threads) if isinstance(backend, str) else backend
         )
         self._tokens: tuple[Tokens, ...] | None = None
+        self._catalogue = catalogue
         self._lock = threading.Lock()
         self.load_seconds = time.perf_counter() - started
 
     @property
     def info(self) -> ModelInfo:
         """What the model is, for `fewstep.engine.request.resolve`."""
-        return self.backend.info
+        if self._catalogue is None:
+            return self.backend.info
+        return dataclasses.replace(self.backend.info, adapters=self._catalogue)
 
     def prepare(self, request: GenerateRequest) -> None:
         """Begin to load what a request needs, and return at once; `generate` does it too."""
@@ -85,15 +106,20 @@ class Engine:
         sizes = {min(rows, request.n), request.n % rows or rows}
         each = denoising.evaluations(self.info, request)
         batches = [each * size for size in sizes]
-        if each == 2 and self.info.sampling(request.student).guidance_interval is not None:
+        if each == 2 and request.sampling(self.info).guidance_interval is not None:
             batches += list(sizes)
-        self.backend.prepare(
-            request.width,
-            request.height,
-            batches=tuple(dict.fromkeys(batches)),
-            encode=request.init_image is not None,
-            student=request.student,
-        )
+        passes = [request] if request.hires is None else [request, hires.second_request(request)]
+        chunks = prompts.chunks(self.info, passes, self._tokenizers)
+        for one in passes:
+            self.backend.prepare(
+                one.width,
+                one.height,
+                batches=tuple(dict.fromkeys(batches)),
+                encode=request.init_image is not None,
+                student=request.student,
+                **tiling.prepared(self.info, one),
+                chunks=chunks,
+            )
 
     def generate(
         self,
@@ -110,10 +136,19 @@ class Engine:
 
         Raises:
             Cancelled: ``cancelled`` said so; nothing is kept.
+            CheckpointError: an adapter does not fit the model.
+            UsageError: the backend takes no adapters.
             EngineError: the model failed or gave values that are not finite.
         """
         with self._lock:
-            return self._generate(request, on_step, cancelled)
+            said = self.backend.adapt(
+                adapters.applied(request.adapters, lenient=request.insist), request.student
+            )
+            try:
+                return self._generate(request, on_step, cancelled, said)
+            finally:
+                if request.adapters:
+                    self.backend.adapt(())
 
     def preview(self, x0: FloatArray) -> list[pictures.Image]:
         """Decode denoised estimates of `StepReport`, from within ``on_step`` only; costs a decode."""
@@ -129,12 +164,14 @@ class Engine:
         request: GenerateRequest,
         on_step: Callable[[StepReport], None] | None,
         cancelled: Callable[[], bool] | None,
+        said: Sequence[str],
     ) -> GenerateResult:
         clock = _Clock()
         self.prepare(request)
-        conditions, warnings = self._embed(request)
+        encoded, warnings = self._embed(request)
         clock.lap("text")
-        start = starts.make(self.backend, request)
+        coder = tiling.Autoencoder(self.backend, request.vae_tiling)
+        start = starts.make(coder, request)
         for latents in (start.latents, start.concat):
             _check_finite(latents, "the encoder", request)
         clock.lap("encode")
@@ -142,61 +179,76 @@ class Engine:
         rows = self._chunk(request)
         for first in range(0, request.n, rows):
             count = min(rows, request.n - first)
-            drawn_latents = self._sample(request, conditions, start, first, count, on_step, cancelled)
+            told = _Told(on_step, request, first, count)
+            drawn_latents = self._sample(request, encoded, start, told, cancelled)
+            if request.hires is not None:
+                large = hires.enlarged(coder, drawn_latents, request.hires, self.info.downscale, cancelled)
+                told.begin_second()
+                again = starts.Start(latents=large)
+                drawn_latents = self._sample(
+                    hires.second_request(request), encoded, again, told, cancelled
+                )
             clock.lap("denoise")
-            pixels = self.backend.decode(drawn_latents)
+            pixels = coder.decode(drawn_latents)
             _check_finite(pixels, "the decoder", request)
             images += [start.finish(pictures.to_image(picture)) for picture in pixels]
             clock.lap("decode")
-        seeds = [request.seed + index for index in range(request.n)]
-        warnings = [*request.warnings, *warnings, *start.warnings]
+        warnings = [*request.warnings, *said, *warnings, *start.warnings]
         return GenerateResult(
             images=images,
-            seeds=seeds,
+            seeds=variation.seeds(request),
             record=self._record(request, warnings),
             timings=clock.finish(),
             warnings=warnings,
         )
 
     def _chunk(self, request: GenerateRequest) -> int:
-        return 1 if request.deterministic else max(1, min(self.backend.rows, request.n))
+        if request.deterministic:
+            return 1
+        # Many prompts joined by AND make many rows of one image.
+        most = self.backend.rows * 3 // max(denoising.evaluations(self.info, request), 3)
+        return max(1, min(most, request.n))
 
-    def _embed(self, request: GenerateRequest) -> tuple[Conditions, list[str]]:
-        """Conditions of two rows, the negative prompt's first: the one place where a text becomes numbers."""
+    def _tokenizers(self) -> tuple[Tokens, ...]:
         if self._tokens is None:
             self._tokens = text.tokenizers(self.info)
-        texts = {text.NEGATIVE: request.negative_prompt, text.PROMPT: request.prompt}
-        conditions, warnings = text.embed(self.backend, self._tokens, texts, clip_skip=request.clip_skip)
-        _check_finite(conditions.tokens, "the text encoder", request)
-        return conditions, warnings
+        return self._tokens
+
+    def _embed(self, request: GenerateRequest) -> tuple[prompts.Encoded, list[str]]:
+        """Conditions of all texts of all passes: the one place where a text becomes numbers."""
+        passes = [request] if request.hires is None else [request, hires.second_request(request)]
+        encoded, warnings = prompts.encode(self.backend, self._tokenizers(), passes)
+        _check_finite(encoded.conditions.tokens, "the text encoder", request)
+        return encoded, warnings
 
     def _sample(
         self,
         request: GenerateRequest,
-        conditions: Conditions,
+        encoded: prompts.Encoded,
         start: starts.Start,
-        first: int,
-        count: int,
-        on_step: Callable[[StepReport], None] | None,
+        told: _Told,
         cancelled: Callable[[], bool] | None,
     ) -> FloatArray:
-        contract = self.info.sampling(request.student)
+        first, count = told.first, told.count
+        contract = request.sampling(self.info)
+        self.backend.control(control.fitted(request.control, request, start))
         solver = find_solver(contract, request.solver, request.eta)
         schedule = contract.make_schedule()
         own = solver.schedule(schedule)
         grid = contract.grid(request.num_inference_steps, solver.name)
         if start.latents is not None:
-            grid = truncate_for_strength(grid, request.strength)
+            grid = truncate_for_strength(grid, request.strength, at_least_one=True)
         down = self.info.downscale
         shape = (self.info.latent_channels, request.height // down, request.width // down)
-        seed = request.seed + first
-        eps = noise.batch_noise(seed, count, shape)
-        negative, conditional = (
-            conditions.rows(slice(row, row + 1)).repeat(count).with_concat(start.concat) for row in (0, 1)
+        eps = variation.batch_noise(request, first, count, shape, down)
+        script = denoising.Script(
+            encoded.schedule(self.info, request),
+            lambda row: encoded.text(row).repeat(count).with_concat(start.concat),
         )
-        denoise = denoising.denoiser(self.backend, request, negative, conditional, own)
+        denoise = denoising.scripted(self.backend, request, script, own)
         scale = contract.first_noise(float(grid[0]), solver.name)
-        x = start.first(eps, grid, own, scale, request.strength)
+        seeds = variation.seeds(request)[first : first + count]
+        x = start.first(eps, grid, own, scale, request.strength, seeds)
         adjust = None
         if start.cells is not None:
             adjust = starts.keep_known(start, eps, own, float(grid[-1]))
@@ -204,10 +256,8 @@ class Engine:
 
         def report(step: sampler.StepInfo) -> None:
             _check_finite(step.x, f"step {step.index + 1} of {step.total}", request)
-            if on_step is not None:
-                done = first * step.total + step.index * count + count - 1
-                x0 = step.x if step.x0 is None else step.x0
-                on_step(StepReport(done, request.n * step.total, first, count, f32(x0)))
+            script.step = step.index + 2  # steps of prompts are counted from 1, and this one is done
+            told.step(step)
 
         return f32(
             sampler.sample(
@@ -216,7 +266,7 @@ class Engine:
                 grid,
                 solver,
                 schedule=schedule,
-                noise=noise.solver_noise(seed, count, shape),
+                noise=variation.step_noise(request, first, count, shape),
                 on_step=report,
                 cancelled=cancelled,
                 adjust=adjust,
@@ -225,7 +275,7 @@ class Engine:
 
     def _record(self, request: GenerateRequest, warnings: list[str]) -> dict[str, Any]:
         image = request.init_image is not None
-        task = "inpaint" if request.mask is not None else "img2img" if image else "txt2img"
+        task = modes.task(request)
         drawn_by: dict[str, Any] = {}
         if request.student is not None:
             student = self.info.student(request.student)
@@ -236,6 +286,14 @@ class Engine:
             further["clip_skip"] = request.clip_skip
         if self.info.inputs == "instruct":
             further["image_guidance_scale"] = request.image_guidance_scale
+        if request.emphasis != "original":
+            further["emphasis"] = request.emphasis
+        further |= modes.record(request)
+        further |= adapters.record(request.adapters)
+        if request.insist and request.contract is not None:
+            further["insist"] = True
+        if self.info.parts:
+            further["parts"] = {part: dict(own) for part, own in self.info.parts.items()}
         return {
             "task": task,
             "model": self.info.name,
@@ -262,7 +320,10 @@ class Engine:
 
 
 def open_backend(
-    model: registry.ModelEntry | Path | str | None, name: str = "auto", *, threads: int | None = None
+    model: registry.ModelEntry | ModelSource | Path | str | None,
+    name: str = "auto",
+    *,
+    threads: int | None = None,
 ) -> Backend:
     """The backend that runs a model; see `Engine`."""
     if name not in BACKENDS:
@@ -273,42 +334,72 @@ def open_backend(
         from fewstep.engine.backends.fake import FakeBackend
 
         return FakeBackend()
-    kinds: dict[str, registry.Kind | None] = {"auto": None, "openvino": "bundle", "torch": "pipeline"}
-    folder, kind = _locate(model, kinds[name])
+    source, kind = _locate(model, name)
+    folder = source.base
+    if kind == "bundle" and (source.denoiser or source.vae):
+        raise UsageError(
+            f"{folder}: a runtime bundle, whose parts cannot be changed; give its pipeline folder"
+        )
     if kind == "bundle" and name == "torch":
         raise UsageError(f"{folder}: a runtime bundle, which torch cannot run; give its pipeline folder")
-    if kind == "pipeline" and name == "openvino":
-        raise UsageError(
-            f"{folder}: a pipeline folder, which openvino cannot run; export it first: fewstep export"
-        )
+    if kind != "bundle" and name == "openvino":
+        what = "a pipeline folder" if kind == "pipeline" else "a single file"
+        raise UsageError(f"{folder}: {what}, which openvino cannot run; export it first: fewstep export")
     if kind == "bundle":
         from fewstep.engine.backends.openvino import OpenVINOBackend
 
         return OpenVINOBackend(bundle.open_bundle(folder), threads=threads)
     from fewstep.engine.backends.torch import TorchBackend
 
-    return TorchBackend(folder, threads=threads)
+    return TorchBackend(source, threads=threads)
 
 
 def _locate(
-    model: registry.ModelEntry | Path | str | None, wanted: registry.Kind | None
-) -> tuple[Path, registry.Kind]:
-    if isinstance(model, Path):
-        if bundle.is_bundle(model):
-            return model, "bundle"
-        if (model / "model_index.json").is_file():
-            return model, "pipeline"
-        raise NotFoundError(f"{model}: no bundle.json or model_index.json here; give a model's folder")
-    entry = model if isinstance(model, registry.ModelEntry) else _named(model, wanted)
-    return entry.folder, entry.kind
+    model: registry.ModelEntry | ModelSource | Path | str | None, engine: str
+) -> tuple[ModelSource, registry.Kind]:
+    if isinstance(model, str) or model is None:
+        model = registry.find_for(engine, model)
+    if isinstance(model, registry.ModelEntry):
+        return ModelSource(base=model.folder), model.kind
+    source = ModelSource(base=model) if isinstance(model, Path) else model
+    base = source.base
+    if bundle.is_bundle(base):
+        return source, "bundle"
+    if (base / "model_index.json").is_file():
+        return source, "pipeline"
+    if base.is_file():
+        return source, "checkpoint"
+    raise NotFoundError(
+        f"{base}: no bundle.json or model_index.json here; give a model's folder or its .safetensors file"
+    )
 
 
-def _named(name: str | None, wanted: registry.Kind | None) -> registry.ModelEntry:
-    """The model of that name in the wanted kind, or in any kind: then the error is about the kind."""
-    try:
-        return registry.find(name, kind=wanted)
-    except NotFoundError:
-        return registry.find(name)
+class _Told:
+    """Counts the steps of the images that are drawn together, over both passes, and tells of each."""
+
+    def __init__(
+        self, on_step: Callable[[StepReport], None] | None, request: GenerateRequest, first: int, count: int
+    ) -> None:
+        self.first, self.count = first, count
+        self._on_step, self._request = on_step, request
+        self._before = 0
+        self._own = 0
+
+    def begin_second(self) -> None:
+        """What comes now is the second pass."""
+        self._before = self._own
+
+    def step(self, step: sampler.StepInfo) -> None:
+        """One step of one pass is done."""
+        if self._before == 0:
+            self._own = step.total
+        if self._on_step is None:
+            return
+        second = self._request.hires
+        each = self._own + (0 if second is None else second.runs)
+        done = self.first * each + (self._before + step.index) * self.count + self.count - 1
+        x0 = step.x if step.x0 is None else step.x0
+        self._on_step(StepReport(done, self._request.n * each, self.first, self.count, f32(x0)))
 
 
 def _check_finite(values: FloatArray | None, where: str, request: GenerateRequest) -> None:

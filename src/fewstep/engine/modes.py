@@ -84,6 +84,10 @@ def take_in(
         raise UsageError("outpaint is asked for without an image: give --image, or leave --outpaint out")
     if info.inputs == "instruct":
         raise UsageError(f"model {info.name} changes a picture as it is: leave --outpaint out")
+    if blur:
+        raise UsageError(
+            f"mask blur is {blur} with outpaint, whose edges blend as they are: leave --mask-blur out"
+        )
     canvas = outpaint.extend(image, mask, extended, info.size_multiple)
     if content is None:
         masking = masks.resolve(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.engine import masks
 from fewstep.errors import UsageError
 
 Image = npt.NDArray[np.uint8]
@@ -37,9 +38,10 @@ class Canvas:
     """A picture on its larger canvas."""
 
     image: Image
-    """(H, W, 3), black where it is new: what stands there is up to the masked content."""
+    """(H, W, 3), where it is new the colours of the edges smeared out."""
     mask: Image
-    """(H, W), 255 where it is new, falling to 0 over `OVERLAP` pixels of the picture."""
+    """(H, W), 255 where it is new, falling to 0 over `OVERLAP` pixels of the picture. These are only blended:
+    the latents that they belong to are kept, so that what is drawn goes on from them."""
     done: Outpaint
     """By how much it was extended."""
     warnings: tuple[str, ...] = ()
@@ -73,6 +75,7 @@ def extend(image: Image, mask: Image | None, wanted: Outpaint, step: int) -> Can
     done = Outpaint(left=left, right=right, top=top, bottom=bottom)
     grown = ((top, bottom), (left, right))
     canvas = np.pad(image, (*grown, (0, 0)))
+    canvas = masks.filled(canvas, np.pad(np.zeros((tall, wide), dtype=np.uint8), grown, constant_values=255))
     new = np.pad(np.zeros((tall, wide), dtype=np.uint8) if mask is None else mask, grown, constant_values=255)
     new = np.maximum(new, _ramp(tall, wide, done))
     warnings: tuple[str, ...] = ()

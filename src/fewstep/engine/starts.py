@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewstep.engine import pictures
-from fewstep.engine.backends.base import Backend, FloatArray, f32
+from fewstep.diffusion import noise
+from fewstep.engine import masks, pictures
+from fewstep.engine.backends.base import FloatArray, f32
 
 if TYPE_CHECKING:
     from fewstep.diffusion.arrays import FloatArray as Times
     from fewstep.diffusion.prediction import Denoiser
     from fewstep.diffusion.schedule import Schedule
     from fewstep.engine.request import GenerateRequest
+    from fewstep.engine.tiling import Autoencoder
 
 Adjust = Callable[[FloatArray, float], FloatArray]
+
+_HOLE = 2**32
+"""Stream of the noise under a mask: far from those of solver steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -25,7 +30,7 @@ class Start:
     """How the latents of a request begin. Everything is None where the request has no picture."""
 
     latents: FloatArray | None = None
-    """(1, C, h, w), the encoded picture."""
+    """(1, C, h, w), the encoded picture; or (B, C, h, w), one for each image that is drawn together."""
     cells: FloatArray | None = None
     """(1, 1, h, w), 1 for latent cells that are redrawn; the others are put back after every step."""
     concat: FloatArray | None = None
@@ -33,11 +38,25 @@ class Start:
     image: pictures.Image | None = None
     """(H, W, 3) in the size that is drawn."""
     alpha: FloatArray | None = None
-    """(H, W, 1), 1 where the drawing shows and 0 where the picture stays."""
+    """(H, W, 1), 1 where the drawing shows and 0 where the picture stays; of ``whole``'s size, if there is
+    one."""
     warnings: tuple[str, ...] = ()
+    hole: FloatArray | None = None
+    """(1, 1, h, w), 1 for latent cells that begin with ``content`` and not with the picture."""
+    content: masks.Content = "original"
+    region: masks.Region | None = None
+    """The part of ``whole`` that is drawn; None is all of it."""
+    whole: pictures.Image | None = None
+    """(H, W, 3), the picture that a part of is drawn."""
 
     def first(
-        self, eps: FloatArray, grid: Times, schedule: Schedule, scale: float, strength: float
+        self,
+        eps: FloatArray,
+        grid: Times,
+        schedule: Schedule,
+        scale: float,
+        strength: float,
+        seeds: Sequence[int] = (),
     ) -> FloatArray:
         """The latents at the first time.
 
@@ -49,55 +68,86 @@ class Start:
             schedule: the solver's.
             scale: factor on noise that a trajectory starts from.
             strength: of the request.
+            seeds: of the B images, for the masked content ``latent_noise``.
         """
         if self.latents is None or strength >= 1.0:
             return f32(eps * np.float32(scale)) if scale != 1.0 else f32(eps)
-        known = np.repeat(self.latents, len(eps), axis=0)
+        known = self.rows(len(eps))
+        if self.hole is not None:
+            fresh = None
+            if self.content == "latent_noise":
+                fresh = np.stack([noise.image_noise(seed, eps.shape[1:], stream=_HOLE) for seed in seeds])
+            known = masks.hidden(known, self.hole, self.content, fresh)
         return f32(schedule.forward(known, eps, float(grid[0])))
+
+    def rows(self, count: int) -> FloatArray:
+        """``latents`` as ``count`` rows."""
+        assert self.latents is not None
+        return np.repeat(self.latents, count, axis=0) if len(self.latents) == 1 else self.latents
 
     def finish(self, drawn: pictures.Image) -> pictures.Image:
         """What was drawn, with the picture where it was not to change."""
         if self.alpha is None or self.image is None:
             return drawn
+        if self.region is not None and self.whole is not None:
+            part = self.region
+            canvas = self.whole.copy()
+            canvas[part.top : part.bottom, part.left : part.right] = pictures.resized(
+                drawn, part.right - part.left, part.bottom - part.top
+            )
+            return pictures.paste(canvas, self.whole, self.alpha)
         return pictures.paste(drawn, self.image, self.alpha)
 
 
-def make(backend: Backend, request: GenerateRequest) -> Start:
+def make(coder: Autoencoder, request: GenerateRequest) -> Start:
     """Fit and encode the picture of a request as its model wants it."""
-    info = backend.info
+    info = coder.info
     if request.init_image is None:
         if info.inputs == "inpaint":
             # Text-to-image with a model that fills holes: the whole picture is one.
             shape = (request.height, request.width)
-            grey, hole = np.zeros((*shape, 3), dtype=np.uint8), np.full(shape, 255, dtype=np.uint8)
-            return Start(concat=_hole(backend, grey, hole))
+            grey, white = np.zeros((*shape, 3), dtype=np.uint8), np.full(shape, 255, dtype=np.uint8)
+            return Start(concat=_hole(coder, grey, white))
         return Start()
-    fitted = pictures.fit(request.init_image, request.mask, request.width, request.height)
+    use = request.masking
+    picture, mask = request.init_image, request.mask
+    part: masks.Region | None = None
+    whole = shown = None
+    if mask is not None:
+        mask = masks.blurred(mask, use.blur)
+        if use.only_masked:
+            part, whole = masks.region(mask, use.padding, request.width, request.height), picture
+            shown, picture, mask = mask, part.cut(picture), part.cut(mask)
+    fitted = pictures.fit(picture, mask, request.width, request.height)
     image, mask = fitted.image, fitted.mask
-    pixels = pictures.to_pixels(image)[None]
+    begun = masks.filled(image, mask) if use.content == "fill" and mask is not None else image
+    pixels = pictures.to_pixels(begun)[None]
     if info.inputs == "instruct":
-        return Start(concat=backend.encode_image(pixels, scaled=False), image=image, warnings=fitted.warnings)
+        return Start(concat=coder.encode_image(pixels, scaled=False), image=image, warnings=fitted.warnings)
     latents = None
     if info.inputs == "latents" or request.strength < 1.0:
-        latents = backend.encode_image(pixels)
-    alpha = cells = concat = None
+        latents = coder.encode_image(pixels)
+    alpha = cells = concat = hole = None
     if mask is not None:
-        alpha = pictures.weights(mask)
+        alpha = pictures.weights(mask if shown is None else shown)
+        # Beyond the edges of a picture: pixels that only blend keep their latents, see `outpaint.Canvas`.
+        redrawn = mask if request.outpaint is None else np.where(mask == 255, mask, 0).astype(np.uint8)
+        hole = pictures.touched_cells(redrawn, info.downscale)
     if info.inputs == "inpaint":
-        concat = _hole(
-            backend, image, np.full(image.shape[:2], 255, dtype=np.uint8) if mask is None else mask
-        )
-    elif mask is not None:
-        cells = pictures.touched_cells(mask, info.downscale)
+        concat = _hole(coder, image, np.full(image.shape[:2], 255, dtype=np.uint8) if mask is None else mask)
+    else:
+        cells = hole
     return Start(
-        latents=latents, cells=cells, concat=concat, image=image, alpha=alpha, warnings=fitted.warnings
-    )
+        latents=latents, cells=cells, concat=concat, image=image, alpha=alpha,
+        warnings=() if part is not None else fitted.warnings, hole=hole, content=use.content, region=part,
+        whole=whole,
+    )  # fmt: skip
 
 
-def _hole(backend: Backend, image: pictures.Image, mask: pictures.Image) -> FloatArray:
+def _hole(coder: Autoencoder, image: pictures.Image, mask: pictures.Image) -> FloatArray:
     """Mask and encoded masked picture, (1, 1 + C, h, w), in diffusers' order."""
-    latents = backend.encode_image(pictures.masked(image, mask)[None])
-    return np.concatenate([pictures.mask_channel(mask, backend.info.downscale), latents], axis=1)
+    latents = coder.encode_image(pictures.masked(image, mask)[None])
+    return np.concatenate([pictures.mask_channel(mask, coder.info.downscale), latents], axis=1)
 
 
 def keep_known(start: Start, eps: FloatArray, schedule: Any, last: float) -> Adjust:
@@ -113,7 +163,7 @@ def keep_known(start: Start, eps: FloatArray, schedule: Any, last: float) -> Adj
         last: the last time of the grid, where the picture itself is put back, even if a little noise is left.
     """
     assert start.latents is not None and start.cells is not None
-    known, cells = np.repeat(start.latents, len(eps), axis=0), start.cells
+    known, cells = start.rows(len(eps)), start.cells
 
     def adjust(x: FloatArray, t: float) -> FloatArray:
         level = known if t == last else f32(schedule.forward(known, eps, t))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fewstep.engine.backends.base import Applied, Backend, Conditions, FloatArray, IntArray
+from fewstep.engine.control import ControlUse
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import GenerateRequest
 from fewstep.errors import UsageError
@@ -28,10 +29,24 @@ class Counted:
         return self._inner.describe(student)
 
     def prepare(
-        self, width: int, height: int, *, batches: tuple[int, ...], encode: bool, student: str | None = None
+        self,
+        width: int,
+        height: int,
+        *,
+        batches: tuple[int, ...],
+        encode: bool,
+        student: str | None = None,
+        tile: tuple[int, int] | None = None,
+        chunks: int = 1,
     ) -> None:
         """Passed on."""
-        self._inner.prepare(width, height, batches=batches, encode=encode, student=student)
+        self._inner.prepare(
+            width, height, batches=batches, encode=encode, student=student, tile=tile, chunks=chunks
+        )
+
+    def control(self, uses: Sequence[ControlUse]) -> None:
+        """Passed on."""
+        self._inner.control(uses)
 
     def adapt(self, adapters: Sequence[Applied], student: str | None = None) -> tuple[str, ...]:
         """Passed on."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fewstep.errors import DataError
+from fewstep.prompt import infotext_modes
 
 # Bounds against text made to be slow to read: real keys have at most about 40 characters, real texts at most
 # about 100 items and a few kilobytes.
@@ -43,6 +44,9 @@ SAMPLERS: Mapping[str, str] = {
     "flow_euler": "Euler",
 }
 """Our solvers by the names that the web UI and its relatives show; flow models use plain Euler there."""
+
+EMPHASIS: Mapping[str, str] = {"no_norm": "No norm", "ignore": "Ignore", "none": "None"}
+"""Emphasis modes by the names of the web UI, which writes them, as here, where it is not "Original"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +82,8 @@ def from_record(record: Mapping[str, Any]) -> str:
         record: needs ``prompt``, ``num_inference_steps``, ``solver``, ``guidance_scale``, ``seed``,
             ``width``, ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have
             ``negative_prompt``, ``student`` ({name, method, hash}), ``strength``, ``guidance_rescale``,
-            ``eta``, ``init_image_hash`` and ``upscale`` ({scale, name}).
+            ``eta``, ``init_image_hash``, ``upscale`` ({scale, name}), ``emphasis``, ``template``,
+            ``negative_template``, and what `infotext_modes` reads.
     """
     upscale = record.get("upscale") or {}
     student = record.get("student") or {}
@@ -93,10 +98,14 @@ def from_record(record: Mapping[str, Any]) -> str:
         "Student": student.get("name"),
         "Student method": student.get("method"),
         "Student hash": (student.get("hash") or "")[:10] or None,
-        "Denoising strength": record.get("strength"),
+        **infotext_modes.seeds(record),
         "Init image hash": (record.get("init_image_hash") or "")[:10] or None,
         "Eta": record.get("eta"),
         "Guidance rescale": record.get("guidance_rescale") or None,
+        **infotext_modes.further(record),
+        "Emphasis": EMPHASIS.get(record.get("emphasis", "original")),
+        "Template": record.get("template"),
+        "Negative Template": record.get("negative_template"),
         "Postprocess upscale by": upscale.get("scale"),
         "Postprocess upscaler": upscale.get("name"),
         "Version": f"fewstep {record['fewstep']}",

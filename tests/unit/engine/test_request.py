@@ -41,7 +41,7 @@ def test_defaults_come_from_the_contract():
         ({"width": 0}, "from 32 to 256"),
         ({"strength": 0.5}, "without an image"),
         ({"mask": WHITE}, "without an image"),
-        ({"init_image": IMAGE, "strength": 0.01}, "leaves none"),
+        ({"init_image": IMAGE, "strength": 0.0}, "leaves none"),
         ({"init_image": IMAGE, "strength": float("nan")}, "strength is nan"),
         ({"init_image": IMAGE, "strength": 1.5}, "strength is 1.5"),
         ({"init_image": IMAGE[..., :2]}, "RGB"),
