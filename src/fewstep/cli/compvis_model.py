@@ -41,10 +41,10 @@ def find_model(ckpt: str | None) -> Path | str | None:
         ckpt: a model's folder, a file, or a name; None is the bundled model.
 
     Returns:
-        The folder of a model, a name (anything that is no path), or None.
+        The folder or single file of a model, a name (anything that is no path), or None.
 
     Raises:
-        CheckpointError: a pickle, which is refused, or another single file, which cannot be drawn from.
+        CheckpointError: a pickle, which is refused.
         NotFoundError: a path where nothing is.
     """
     if ckpt is None:
@@ -59,16 +59,13 @@ def find_model(ckpt: str | None) -> Path | str | None:
         if path.suffix.lower() in _PICKLES or is_pickle(path):
             raise CheckpointError(
                 f"{path}: a pickle, which can run code when it is read; convert it once, in a restricted "
-                f"process, with: fewstep convert {path} --allow-pickle --out FILE.safetensors, then "
-                "fewstep convert FILE.safetensors --out FOLDER, and give --ckpt FOLDER"
+                f"process, with: fewstep convert {path} --allow-pickle --out FILE.safetensors, and give "
+                "--ckpt FILE.safetensors"
             )
-        raise CheckpointError(
-            f"{path}: a single file, not a model's folder; convert it once with: "
-            f"fewstep convert {path} --out FOLDER, and give --ckpt FOLDER"
-        )
+        return path
     if _looks_like_path(ckpt):
         raise NotFoundError(
-            f"{path}: no such file or folder; give a pipeline folder, a bundle, or a name "
+            f"{path}: no such file or folder; give a file, a pipeline folder, a bundle, or a name "
             "(see: fewstep models)"
         )
     return ckpt

@@ -116,8 +116,9 @@ Ckpt = Annotated[
     typer.Option(
         "--ckpt",
         "--model",
-        metavar="FOLDER|NAME",
-        help="A pipeline folder, a bundle, or a name of fewstep models.  [default: the bundled model]",
+        metavar="PATH|NAME",
+        help="A .safetensors file, a pipeline folder, a bundle, or a name of fewstep models.  [default: the "
+        "bundled model]",
         rich_help_panel=SAME,
     ),
 ]

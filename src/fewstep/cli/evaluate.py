@@ -197,15 +197,10 @@ def open_model(model: str | Path | None, engine: str, folders: Sequence[Path]) -
     """
     from fewstep.engine import registry
     from fewstep.engine.engine import Engine
-    from fewstep.errors import NotFoundError
 
     if isinstance(model, Path):
         return Engine(model, engine), model
-    kinds: dict[str, registry.Kind | None] = {"auto": None, "openvino": "bundle", "torch": "pipeline"}
-    try:
-        entry = registry.find(model, kind=kinds[engine], extra=folders)
-    except NotFoundError:
-        entry = registry.find(model, extra=folders)
+    entry = registry.find_for(engine, model, extra=folders)
     return Engine(entry, engine), entry.folder
 
 

@@ -69,7 +69,7 @@ def command(
     if laion400m:
         raise UsageError(
             "--laion400m: the checkpoint of LAION-400M and its config are not distributed with fewstep; "
-            "leave it out for the bundled model, or give another one with --ckpt FOLDER (see: fewstep models)"
+            "leave it out for the bundled model, or give another one with --ckpt PATH (see: fewstep models)"
         )
     from fewstep.cli import compvis, compvis_order
 

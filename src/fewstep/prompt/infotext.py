@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +83,7 @@ def from_record(record: Mapping[str, Any]) -> str:
             ``width``, ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have
             ``negative_prompt``, ``student`` ({name, method, hash}), ``strength``, ``guidance_rescale``,
             ``eta``, ``init_image_hash``, ``upscale`` ({scale, name}), ``emphasis``, ``template``,
-            ``negative_template``, and what `infotext_modes` reads.
+            ``negative_template``, ``adapters`` (of {name, hash}), and what `infotext_modes` reads.
     """
     upscale = record.get("upscale") or {}
     student = record.get("student") or {}
@@ -103,6 +103,7 @@ def from_record(record: Mapping[str, Any]) -> str:
         "Eta": record.get("eta"),
         "Guidance rescale": record.get("guidance_rescale") or None,
         **infotext_modes.further(record),
+        "Lora hashes": _lora_hashes(record.get("adapters") or ()),
         "Emphasis": EMPHASIS.get(record.get("emphasis", "original")),
         "Template": record.get("template"),
         "Negative Template": record.get("negative_template"),
@@ -111,6 +112,12 @@ def from_record(record: Mapping[str, Any]) -> str:
         "Version": f"fewstep {record['fewstep']}",
     }
     return write(record["prompt"], record.get("negative_prompt", ""), fields)
+
+
+def _lora_hashes(adapters: Iterable[Mapping[str, Any]]) -> str | None:
+    """As the web UI writes them, which leaves colons and commas of names out."""
+    pairs = (f"{re.sub('[:,]', '', one['name'])}: {one['hash']}" for one in adapters)
+    return ", ".join(pairs) or None
 
 
 def read(text: str) -> Infotext:

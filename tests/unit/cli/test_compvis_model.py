@@ -66,7 +66,7 @@ def test_a_pickle_is_refused_whatever_its_name_and_not_read(name: str, tmp_path:
     path = tmp_path / name
     path.write_bytes(pickle.dumps(Trap()))
     with pytest.raises(
-        CheckpointError, match=r"a pickle, which can run code.* --allow-pickle .* --ckpt FOLDER"
+        CheckpointError, match=r"a pickle, which can run code.* --allow-pickle .* --ckpt FILE.safetensors"
     ):
         compvis_model.find_model(str(path))
     assert not (tmp_path / "sprung").exists()
@@ -79,12 +79,11 @@ def test_a_zipped_pickle_as_torch_writes_it_is_refused(tmp_path: Path) -> None:
         compvis_model.find_model(str(path))
 
 
-def test_a_single_file_is_not_drawn_from(tmp_path: Path) -> None:
+def test_a_single_file_is_a_model(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     header = json.dumps({}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(CheckpointError, match=r"a single file, not a model's folder; convert it"):
-        compvis_model.find_model(str(path))
+    assert compvis_model.find_model(str(path)) == path
 
 
 @pytest.mark.parametrize(
@@ -92,7 +91,7 @@ def test_a_single_file_is_not_drawn_from(tmp_path: Path) -> None:
 )
 def test_a_path_to_nothing(name: str) -> None:
     with pytest.raises(
-        NotFoundError, match=r"no such file or folder; give a pipeline folder.*fewstep models"
+        NotFoundError, match=r"no such file or folder; give a file, a pipeline folder.*fewstep models"
     ):
         compvis_model.find_model(name)
 
