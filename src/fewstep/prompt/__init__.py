@@ -1,1 +1,1 @@
-"""Texts around images: the generation parameters of other tools, and where they sit in image files."""
+"""Prompts as people write them, and the generation parameters that other tools put into image files."""
