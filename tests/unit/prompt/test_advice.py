@@ -49,7 +49,7 @@ def test_an_empty_arm_is_not_missed() -> None:
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 def test_without_guidance(guidance: float) -> None:
     (sentence,) = said("dog AND cat", 4, guidance)
-    assert sentence.startswith(f"AND needs guidance, and guidance {guidance:g} is no guidance: the 2 prompts")
+    assert sentence.startswith(f"AND needs guidance, and guidance {guidance:g} is no guidance: of the 2")
     (sentence,) = said("dog", 4, guidance, "blurry")
     assert sentence.startswith("the negative prompt has no effect")
     assert said("dog AND cat", 4, 2.0, "blurry") == ()
