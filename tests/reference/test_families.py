@@ -69,7 +69,7 @@ def test_raw_outputs_have_ordinary_size(case, folders):
     given = {"prompt": drawing.PROMPT, "width": 64, "height": 64}
     if case.mode == "instruct":
         given["init_image"] = drawing.picture()
-    told, _ = engine._embed(resolve(engine.info, **given))
+    told = engine._embed(resolve(engine.info, **given))[0].conditions
     c = engine.info.latent_channels
     if engine.info.inputs != "latents":
         channels = {"inpaint": c + 1, "instruct": c}[engine.info.inputs]
@@ -189,7 +189,7 @@ def test_clip_skip_of_one_encoder_is_an_earlier_state_through_the_last_normalisa
     """The formula of diffusers' StableDiffusionPipeline, whose own fails with transformers 5."""
     engine = Engine(folders(Case("sd1", "txt2img")), "torch", threads=1)
     request = resolve(engine.info, prompt=drawing.PROMPT, clip_skip=2)
-    ours = engine._embed(request)[0].tokens
+    ours = engine._embed(request)[0].conditions.tokens
     encoder = engine.backend._text.encoders[0]
     ids = torch.from_numpy(engine._tokens[0].encode({"negative": "", "prompt": drawing.PROMPT})[0])
     with torch.no_grad():
@@ -268,7 +268,7 @@ def test_sizes_that_are_not_square_agree_too(folders):
         engine = Engine(folders(case), "torch", threads=1)
         engine.backend.prepare(96, 64, batches=(1,), encode=False)
         told, _ = engine._embed(resolve(engine.info, prompt=drawing.PROMPT))
-        one = told.rows(slice(1, 2))
+        one = told.text(1)
         x = np.random.default_rng(0).standard_normal((1, 4, 8, 12), dtype=np.float32)
         ours = engine.backend.denoise(x, np.full(1, 400, dtype=np.float32), one)
         with torch.no_grad():

@@ -99,6 +99,11 @@ class TextStack(nn.Module):
             return padded
         return torch.cat([padded, self.encoders[2](ids)[0]], dim=1)
 
+    def widths(self) -> tuple[int, ...]:
+        """Numbers per token of every encoder, where they stand side by side; else zeros."""
+        encoders: list[Any] = list(self.encoders)
+        return tuple(int(one.config.hidden_size) if self.style == "sdxl" else 0 for one in encoders)
+
     def max_clip_skip(self) -> int:
         """How many layers of its CLIP encoders can be left out."""
         if self.style == "t5":

@@ -72,7 +72,9 @@ class TorchBackend:
         self._denoisers: dict[str | None, Any] = {}
         self._merged: Any = None
         self._controls: Any = None
-        self.info = torch_info.model_info(self._opened, auto.config, tokenizers, self._text.max_clip_skip())
+        self.info = torch_info.model_info(
+            self._opened, auto.config, tokenizers, self._text.max_clip_skip(), self._text.widths()
+        )
 
     def describe(self, student: str | None = None) -> Mapping[str, str]:
         """Torch's version, the number type of the denoiser, the device and its threads."""

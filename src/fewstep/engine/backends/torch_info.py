@@ -36,6 +36,7 @@ def model_info(
     auto: Mapping[str, Any],
     tokenizers: Sequence[Any],
     max_clip_skip: int,
+    widths: Sequence[int],
 ) -> ModelInfo:
     """What the engine must know of a model.
 
@@ -44,6 +45,7 @@ def model_info(
         auto: configuration of its autoencoder, with every default.
         tokenizers: of its text encoders.
         max_clip_skip: layers of the text encoders that can be left out.
+        widths: of the text encoders' tokens, where they stand side by side; else zeros.
 
     Raises:
         CheckpointError: a denoiser that takes other channels than are known, or a broken contract.
@@ -72,7 +74,7 @@ def model_info(
         contract=contract,
         latent_channels=channels,
         downscale=downscale,
-        encoders=_encoders(family, tokenizers),
+        encoders=_encoders(family, tokenizers, widths),
         native_size=(width, height),
         size_multiple=downscale * patch,
         max_size=largest,
@@ -91,16 +93,18 @@ def model_info(
     )
 
 
-def _encoders(family: Family, tokenizers: Sequence[Any]) -> tuple[TextEncoderInfo, ...]:
+def _encoders(
+    family: Family, tokenizers: Sequence[Any], widths: Sequence[int]
+) -> tuple[TextEncoderInfo, ...]:
     from fewstep.models import fixed_tokenizer
 
     found = []
-    for tokenizer in tokenizers:
+    for tokenizer, width in zip(tokenizers, widths, strict=True):
         name = type(tokenizer).__name__
         kind: Any = next((kind for kind in ("clip", "t5") if name.lower().startswith(kind)), "bert")
         length = family.max_tokens if kind == "t5" and family.max_tokens else int(tokenizer.model_max_length)
         made = fixed_tokenizer.to_json(tokenizer, length=length, lowered=family.text == "t5")
-        found.append(TextEncoderInfo(kind=kind, length=length, tokenizer_json=made))
+        found.append(TextEncoderInfo(kind=kind, length=length, tokenizer_json=made, width=width))
     return tuple(found)
 
 
