@@ -31,6 +31,7 @@ def state(scale: float = 1.0) -> dict[str, torch.Tensor]:
     return {"a.weight": scale * torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
 
 
+@pytest.mark.slow
 def test_A03_a_plain_checkpoint_is_converted_in_a_child(tmp_path: Path, capsys: Any) -> None:
     source, out = tmp_path / "model.ckpt", tmp_path / "model.safetensors"
     torch.save({"state_dict": state(), "global_step": 3, "optimizer_states": [{"x": torch.ones(9)}]}, source)
@@ -135,11 +136,13 @@ def test_A03_an_old_tar_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
         pickle_compat.convert(tmp_path / "model.pt", tmp_path / "out.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"wall": 0.05}, "was not read within 0 s and was given up"),
-        ({"memory": 300_000_000}, r"model\.ckpt: "),  # torch itself does not fit
+        ({"memory": 0}, r"model\.ckpt: "),
+        ({"file": 10}, r"model\.ckpt: "),
     ],
 )
 def test_A03_a_child_over_its_limits_is_reported_and_leaves_nothing(
@@ -187,8 +190,9 @@ def test_A03_the_childs_limits_hold_and_cannot_be_raised() -> None:
         "except MemoryError:\n"
         "    print(json.dumps(limits))\n"
     )
-    hard = [[700_000_000] * 2, [1_000_000] * 2, [77] * 2, [0, 0]]
-    assert json.loads(done.stdout) == hard, done.stderr
+    memory, *others = json.loads(done.stdout or "[[0, 0]]")
+    assert others == [[1_000_000] * 2, [77] * 2, [0, 0]], done.stderr
+    assert 700_000_000 < memory[0] == memory[1] < 3_000_000_000
 
 
 @pytest.mark.parametrize(

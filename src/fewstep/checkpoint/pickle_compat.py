@@ -55,7 +55,10 @@ _REFUSED_EVENTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What the child may use: bytes of address space and of a file, seconds of processor and of the clock."""
+    """What the child may use: bytes of memory and of a file, seconds of processor and of the clock.
+
+    Memory is address space over what the process has with torch imported: with CUDA that alone is gigabytes.
+    """
 
     memory: int
     file: int
@@ -75,7 +78,7 @@ def limits_for(size: int) -> Limits:
     """Limits for a checkpoint of so many bytes: several times what the work takes on a slow machine."""
     seconds = size // 20_000_000
     return Limits(
-        memory=4_000_000_000 + 3 * size,
+        memory=1_500_000_000 + 3 * size,
         file=_GROWTH * size + 64_000_000,
         cpu=120 + seconds,
         wall=300.0 + 4 * seconds,
@@ -142,7 +145,9 @@ def _version(text: str) -> tuple[int, ...]:
 def _check_system() -> None:
     try:
         import resource  # noqa: F401
-    except ImportError:
+
+        _address_space()
+    except (ImportError, OSError):
         raise DependencyError(
             "this system cannot limit what a process uses, so no pickle is read on it: convert the file on "
             "Linux"
@@ -189,9 +194,9 @@ def child(arguments: list[str]) -> int:
     """Entry of the child process: limit itself, unpickle, write; tell the parent in one line of JSON."""
     source, out, limits = Path(arguments[0]), Path(arguments[1]), Limits(**json.loads(arguments[2]))
     try:
-        _limit(limits)
         import torch
 
+        _limit(limits)
         if _version(torch.__version__) < TORCH_FLOOR:
             raise CheckpointError(f"torch {torch.__version__} is too old to read it")
         lock_down(out.parent)
@@ -215,12 +220,18 @@ def _limit(limits: Limits) -> None:
     import resource
 
     for kind, value in (
-        (resource.RLIMIT_AS, limits.memory),
+        (resource.RLIMIT_AS, _address_space() + limits.memory),
         (resource.RLIMIT_FSIZE, limits.file),
         (resource.RLIMIT_CPU, limits.cpu),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(kind, (value, value))  # also the hard limit: it cannot be raised again
+
+
+def _address_space() -> int:
+    """Bytes of address space that this process has; raises OSError where the system does not tell."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def lock_down(folder: Path) -> None:
