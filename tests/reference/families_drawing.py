@@ -21,6 +21,7 @@ from families_builder import PIPELINES, SIDE, Case, quiet
 
 from fewstep.diffusion.noise import image_noise
 from fewstep.diffusion.scheduler_reading import from_scheduler_config
+from fewstep.engine.adapters import Catalogue
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import resolve
 
@@ -32,9 +33,14 @@ SEED = 7
 STRENGTH = 0.6
 
 
-def draw_ours(folder: Path, case: Case, **changes: Any) -> np.ndarray:
-    """The latents that fewstep decodes, (1, C, h, w)."""
-    engine = Engine(folder, "torch", threads=1)
+def draw_ours(folder: Path, case: Case, *, model: Any = None, loras: Any = (), **changes: Any) -> np.ndarray:
+    """The latents that fewstep decodes, (1, C, h, w).
+
+    ``model`` is drawn with in place of the folder, which then only says by which scheduler; ``loras`` are
+    folders of adapters.
+    """
+    catalogue = Catalogue(loras)
+    engine = Engine(folder if model is None else model, "torch", threads=1, catalogue=catalogue)
     seen = []
     decode = engine.backend.decode
 
@@ -67,8 +73,8 @@ def draw_ours(folder: Path, case: Case, **changes: Any) -> np.ndarray:
     return seen[0]
 
 
-def draw_theirs(folder: Path, case: Case, **changes: Any) -> np.ndarray:
-    """The latents of diffusers' pipeline for the same mode, (1, C, h, w)."""
+def draw_theirs(folder: Path, case: Case, *, change: Any = None, **changes: Any) -> np.ndarray:
+    """The latents of diffusers' pipeline for the same mode, (1, C, h, w); ``change`` is given the pipe."""
     import diffusers
     from PIL import Image
 
@@ -82,6 +88,8 @@ def draw_theirs(folder: Path, case: Case, **changes: Any) -> np.ndarray:
         if case.parts == "no-t5":
             further |= {"text_encoder_3": None, "tokenizer_3": None}
         pipe = cls.from_pretrained(folder, **further)
+    if change is not None:
+        change(pipe)
     pipe.set_progress_bar_config(disable=True)
     channels = pipe.vae.config.latent_channels
     noise = torch.from_numpy(image_noise(SEED, (channels, SIDE // 8, SIDE // 8)))[None]

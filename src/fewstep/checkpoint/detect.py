@@ -41,6 +41,9 @@ Variant = Literal["text", "inpainting", "instruct"]
 VARIANTS: dict[int, Variant] = {4: "text", 9: "inpainting", 8: "instruct"}
 """By the channels that a U-Net takes: noise; with a mask and a masked picture; with a picture."""
 
+_TAESD = {"encoder.layers.1.conv.0.weight", "decoder.layers.2.conv.0.weight"}
+"""In the first block of each half, as diffusers names them."""
+
 _LORA = re.compile(r"(^lora_|^lycoris_|\.lora_|_lora\.|\.lora\.|\.hada_|\.lokr_)")
 _FOREIGN = {
     "controlnet_cond_embedding.conv_in.weight": "a ControlNet, which no command reads so far",
@@ -197,7 +200,7 @@ def _small_kind(shapes: Shapes) -> Kind | None:
     """LoRA, TAESD or embedding; None for anything else."""
     if shapes and sum(bool(_LORA.search(name)) for name in shapes) * 2 > len(shapes):
         return "lora"
-    if "decoder.layers.1.conv.0.weight" in shapes or {"1.weight", "3.conv.0.weight"} <= shapes.keys():
+    if _TAESD & shapes.keys() or {"1.weight", "3.conv.0.weight"} <= shapes.keys():
         return "taesd"
     if {"emb_params", "clip_l", "clip_g"} & shapes.keys():
         return "embedding"

@@ -185,7 +185,7 @@ def test_an_autoencoder_in_the_names_of_old_diffusers() -> None:
         ({"string_to_param.*": (3, 768)}, "embedding"),
         ({"<cat-toy>": (768,)}, "embedding"),
         (
-            {"encoder.layers.0.weight": (64, 3, 3, 3), "decoder.layers.1.conv.0.weight": (64, 64, 3, 3)},
+            {"encoder.layers.0.weight": (64, 3, 3, 3), "decoder.layers.2.conv.0.weight": (64, 64, 3, 3)},
             "taesd",
         ),
         ({"1.weight": (64, 4, 3, 3), "3.conv.0.weight": (64, 64, 3, 3)}, "taesd"),
