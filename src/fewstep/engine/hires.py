@@ -28,8 +28,6 @@ STRENGTH = 0.5
 UPSCALERS: tuple[str, ...] = ("auto", "latent", "lanczos", "nearest", *upscale.FILES)
 """``latent`` enlarges the latents; the others the decoded picture. ``auto`` is Real-ESRGAN where it is
 installed, else ``lanczos``."""
-LABELS = {"latent": "Latent", "lanczos": "Lanczos", "nearest": "Nearest", **upscale.FILES}
-"""As the web UI shows them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +62,7 @@ class SecondPass:
 
     def record(self) -> dict[str, Any]:
         """For records, JSON-ready."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"upscaler": upscale.FILES.get(self.upscaler, self.upscaler)}
 
 
 def resolve(

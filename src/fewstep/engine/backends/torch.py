@@ -175,7 +175,8 @@ class TorchBackend:
 
     def close(self) -> None:
         """Let go of the networks."""
-        del self._text, self._denoisers, self._networks, self._merged, self._controls, self._encoder, self._decoder
+        del self._text, self._denoisers, self._networks, self._merged, self._controls
+        del self._encoder, self._decoder
 
     def _load_text(self) -> Any:
         """Load the text encoders as one stack."""
