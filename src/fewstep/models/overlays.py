@@ -58,11 +58,15 @@ def denoiser(path: Path, base: Mapping[str, Part], index: Index) -> tuple[Part, 
     if name not in detected.parts:
         raise CheckpointError(f"{path}: holds no {name} of {family.title}, but {_article(detected.kind)}")
     found = detected.parts[name]
+    try:
+        config = _config(found, own.config, base, family, detected)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     part = FilePart(
         file=path,
         name=name,
         class_name=found.class_name,
-        config=_config(found, own.config, base, family, detected),
+        config=config,
         detected=detected,
     )
     _check_pair(path, part.config, own.config, family)
