@@ -28,7 +28,7 @@ CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 
 # Importing any of these must not import torch: the fast path, and all a user meets before training.
 TORCH_FREE = ("errors", "diffusion", "prompt", "checkpoint", "engine", "cli")
-TORCH_ALLOWED = {"fewstep.engine.backends.torch"}
+TORCH_ALLOWED = {f"fewstep.engine.backends.{name}" for name in ("torch", "torch_adapters", "torch_control")}
 
 
 def relative(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,11 @@ def test_what_cannot_be_is_refused_in_one_line(options: list[str], words: str, c
     assert main(["generate", "a red apple", *options]) in (2, 4)
     out, err = capsys.readouterr()
     assert out == "" and words in err and err.count("\n") == 1
+
+
+def test_the_guide_names_options_that_there_are() -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    page = (docs / "guides" / "modes.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"--[a-z][a-z-]*", (docs / "reference" / "cli.md").read_text(encoding="utf-8")))
+    used = set(re.findall(r"--[a-z][a-z-]*", page))
+    assert len(used) > 15 and used <= known, used - known
