@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -185,3 +187,32 @@ def test_strength_follows_the_masked_content():
     assert resolve(info, **given, masked_content="fill").strength == 0.75
     warned = resolve(info, **given, masked_content="fill", strength=1.0).warnings
     assert warned == ("masked content fill has no effect at strength 1: all begins as noise",)
+
+
+class Nine(FakeBackend):
+    """A model of nine channels: it is shown the mask and the masked picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.info = dataclasses.replace(self.info, inputs="inpaint")
+        self.shown = []
+
+    def denoise(self, x, t, conditions, student=None):
+        self.shown.append(conditions.concat)
+        return super().denoise(x, t, conditions, student)
+
+
+def test_models_of_nine_channels_take_every_content():
+    made = {}
+    for content in masks.CONTENTS:
+        backend = Nine()
+        engine = Engine(backend=backend)
+        given = {"init_image": ramp(), "mask": hole(), "masked_content": content, "strength": 0.4}
+        made[content] = engine.generate(resolve(engine.info, prompt="a red apple", **given)).images[0]
+        assert np.array_equal(made[content][hole() == 0], ramp()[hole() == 0])
+        # What it is shown beside the latents is the picture with a grey hole, whatever is under the mask.
+        mask, picture = backend.shown[0][0, 0], backend.shown[0][0, 1:4]
+        assert mask.sum() == 16 and not picture[:, mask == 1].any() and picture[:, mask == 0].any()
+    names = list(made)
+    for index, one in enumerate(names):
+        assert all(not np.array_equal(made[one], made[other]) for other in names[index + 1 :])
