@@ -115,7 +115,7 @@ class Engine:
                 one.width,
                 one.height,
                 batches=tuple(dict.fromkeys(batches)),
-                encode=request.init_image is not None,
+                encode=hires.encodes(request, one),
                 student=request.student,
                 **tiling.prepared(self.info, one),
                 chunks=chunks,

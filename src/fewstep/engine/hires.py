@@ -123,6 +123,14 @@ def second_request(request: GenerateRequest) -> GenerateRequest:
     )  # fmt: skip
 
 
+def encodes(request: GenerateRequest, one: GenerateRequest) -> bool:
+    """Whether a pass of a request (``one``) encodes a picture."""
+    second = request.hires
+    if second is None or one.hires is not None:
+        return request.init_image is not None
+    return second.upscaler != "latent"
+
+
 def enlarged(
     coder: Autoencoder,
     latents: FloatArray,

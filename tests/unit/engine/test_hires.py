@@ -157,6 +157,12 @@ def test_it_is_not_for_pictures():
 
 def test_openvino_prepares_both_sizes(ir_bundle):
     engine = Engine(ir_bundle, threads=1)
-    made = engine.generate(resolve(engine.info, prompt="red", hires=Hires(scale=1.5, upscaler="lanczos")))
+    request = resolve(engine.info, prompt="red", hires=Hires(scale=1.5, upscaler="lanczos"))
+    engine.prepare(request)
+    assert ("vae_encoder", (("pixels", (1, 3, 96, 96)),)) in engine.backend._loaded
+    made = engine.generate(request)
     assert made.images[0].shape == (96, 96, 3)
+    loaded = {(part, shapes[0][1][2:]) for part, shapes in engine.backend._loaded if part != "text_encoder"}
+    sizes = [("denoiser", (8, 8)), ("denoiser", (12, 12)), ("vae_decoder", (8, 8)), ("vae_decoder", (12, 12))]
+    assert loaded == {*sizes, ("vae_encoder", (96, 96))}
     engine.close()
