@@ -448,6 +448,25 @@ def test_a_converted_folder_draws_what_the_networks_draw(family: str, tmp_path: 
     np.testing.assert_allclose(*pictures, atol=1e-3)
 
 
+def test_a_tokenizer_folder_of_the_packages_vocabulary_is_clips(tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    from fewstep.checkpoint.tokenizers import tokenizers
+    from fewstep.models import clip_tokenizer
+
+    sizes = {"text_encoder": clip_tokenizer.SIZE, "text_encoder_2": clip_tokenizer.SIZE}
+    made = tokenizers("sdxl", None, packaged=clip_tokenizer.files, sizes=sizes)
+    prompts = ["a photograph of an astronaut, 4k", "Grüße aus Tübingen! 😀", "x" * 300, ""]
+    for (name, files), padding in zip(made.items(), (clip_tokenizer.END, clip_tokenizer.FIRST), strict=True):
+        (tmp_path / name).mkdir()
+        for file, data in files.items():
+            (tmp_path / name / file).write_bytes(data)
+        opened, own = CLIPTokenizer.from_pretrained(tmp_path / name), clip_tokenizer.tokenizer(padding)
+        how = {"padding": "max_length", "truncation": True}
+        assert opened(prompts, **how)["input_ids"] == own(prompts, **how)["input_ids"]
+        assert len(opened("", **how)["input_ids"]) == 77
+
+
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
 def test_diffusers_opens_folders_and_the_single_files_of_folders(family: str, tmp_path: Path) -> None:
     """File -> folder -> file by us, both opened by the libraries, the file with the folder as its config."""

@@ -51,6 +51,7 @@ class Options:
         base: a model of the same family that gives what the source has not.
         vae: a file with the autoencoder to use.
         tokenizer: a folder with CLIP's vocabulary, or a pipeline folder with tokenizers.
+        vocabulary: CLIP's, where no folder gives one.
         ema: take the averaged weights of the U-Net.
         allow_pickle: read a pickle checkpoint.
         replace: put the output in the place of what has its name.
@@ -62,6 +63,7 @@ class Options:
     base: Path | None = None
     vae: Path | None = None
     tokenizer: Path | None = None
+    vocabulary: tokenizers.Vocabulary | None = None
     ema: bool = False
     allow_pickle: bool = False
     replace: bool = False
@@ -247,7 +249,15 @@ def _pipeline(
     views = _again_configured(views, family, prediction[0])
     _check_networks(source, family, views)
     detected = replace(detected, prediction_type=prediction[0], prediction_source=prediction[1])
-    found = tokenizers.tokenizers(family, options.tokenizer, base if base and base.is_dir() else None)
+    found = tokenizers.tokenizers(
+        family,
+        options.tokenizer,
+        base if base and base.is_dir() else None,
+        packaged=options.vocabulary,
+        sizes={
+            name: view.config["vocab_size"] for name, view in views.items() if "vocab_size" in view.config
+        },
+    )
     folder_writing.write_folder(
         out,
         detected,

@@ -52,5 +52,5 @@ def about_tokenizers(lacking: Collection[str]) -> list[str]:
         return []
     return [
         f"the folder has no {' and no '.join(lacking)} and draws nothing before it has: a single file holds "
-        "none; convert again with --tokenizer FOLDER (with CLIP's vocab.json and merges.txt, or a pipeline)"
+        "none; convert again with --tokenizer FOLDER (a pipeline, or one with vocab.json and merges.txt)"
     ]

@@ -150,10 +150,13 @@ def _library(path: Path, name: str, value: list[Any]) -> str:
 
 def _store(root: Path, name: str, library: str, stack: contextlib.ExitStack) -> Store:
     folder, stem = root / name, STEMS[library]
-    for whole in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-        if (folder / whole).is_file():
-            return stack.enter_context(TensorFile(_inside(root, folder / whole)))
     index = folder / f"{stem}.safetensors.index.json"
+    for whole in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
+        if not (folder / whole).is_file():
+            continue
+        if index.is_file():  # tools differ in which of them they read
+            raise CheckpointError(f"{folder}: {whole} and {index.name} contradict; remove one of them")
+        return stack.enter_context(TensorFile(_inside(root, folder / whole)))
     if not index.is_file():
         raise NotFoundError(f"{folder}: no {stem}.safetensors here; fetch the folder again, with safetensors")
     names = _read_json(index).get("weight_map")

@@ -1,12 +1,13 @@
 """Tokenizers for folders made from single files, which hold none.
 
-CLIP's vocabulary does not come with fewstep. `tokenizers` is the one place that decides where it is taken
-from: a folder that the user names, or that of the model the rest is taken from.
+`tokenizers` is the one place that decides where they are taken from: a folder that the user names, that of
+the model the rest is taken from, or, for CLIP, the vocabulary that comes with the package.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ PADDING: dict[tuple[Family, str], str] = {
 }
 """OpenCLIP pads with the token of number 0, CLIP with the end of the text."""
 
+Vocabulary = Callable[[], Mapping[str, bytes]]
+"""Makes the files of CLIP's vocabulary."""
+
 _VOCABULARY = ("vocab.json", "merges.txt")
 _FILES = (
     *_VOCABULARY,
@@ -47,7 +51,14 @@ _FILES = (
 _MAX_BYTES = 64_000_000
 
 
-def tokenizers(family: Family, given: Path | None, base: Path | None = None) -> dict[str, dict[str, bytes]]:
+def tokenizers(
+    family: Family,
+    given: Path | None,
+    base: Path | None = None,
+    *,
+    packaged: Vocabulary | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> dict[str, dict[str, bytes]]:
     """The tokenizer folders of a family, as far as they can be had.
 
     Args:
@@ -55,6 +66,8 @@ def tokenizers(family: Family, given: Path | None, base: Path | None = None) -> 
         given: a pipeline folder, whose tokenizer folders are copied, or a folder with CLIP's ``vocab.json``
             and ``merges.txt``, from which every CLIP tokenizer of the family is made.
         base: the pipeline folder that networks are taken from, if any; used where ``given`` has nothing.
+        packaged: makes the ``vocab.json`` and ``merges.txt`` of CLIP; used where neither has anything.
+        sizes: words that each text encoder knows; ``packaged`` is only for those that know as many as it.
 
     Returns:
         Folder name -> file name -> content; what is not to be had is not in it.
@@ -80,7 +93,31 @@ def tokenizers(family: Family, given: Path | None, base: Path | None = None) -> 
             f"{given}: no tokenizer of {family} here; give a folder with vocab.json and merges.txt, or a "
             "pipeline folder of the family"
         )
+    if packaged is not None:
+        found |= _from_package(family, packaged, sizes or {}, found)
     return found
+
+
+def _from_package(
+    family: Family,
+    packaged: Vocabulary,
+    sizes: Mapping[str, int],
+    found: Mapping[str, Mapping[str, bytes]],
+) -> dict[str, dict[str, bytes]]:
+    wanted = {
+        name: sizes.get(name.replace("tokenizer", "text_encoder"))
+        for name, class_name in CLASSES[family].items()
+        if class_name == "CLIPTokenizer" and name not in found
+    }
+    if not any(wanted.values()):
+        return {}
+    files = dict(packaged())
+    words = len(json.loads(files["vocab.json"]))
+    return {
+        name: _clip(files, PADDING.get((family, name), _END))
+        for name, size in wanted.items()
+        if size == words
+    }
 
 
 def missing(family: Family, found: dict[str, dict[str, bytes]], encoders: set[str]) -> list[str]:

@@ -46,7 +46,8 @@ def command(
         typer.Option(
             "--tokenizer",
             metavar="FOLDER",
-            help="CLIP's vocab.json and merges.txt, or a pipeline folder whose tokenizers to copy.",
+            help="Pipeline folder whose tokenizers to copy, or one with vocab.json and merges.txt; default "
+            "CLIP's own, which the package has.",
         ),
     ] = None,
     family: Annotated[
@@ -103,6 +104,7 @@ def command(
         base=base,
         vae=vae,
         tokenizer=tokenizer,
+        vocabulary=_clip_vocabulary,
         ema=ema,
         allow_pickle=allow_pickle,
         replace=replace,
@@ -112,3 +114,9 @@ def command(
     for remark in remarks if not quiet else []:
         output.note(remark)
     output.result(str(out))
+
+
+def _clip_vocabulary() -> dict[str, bytes]:
+    from fewstep.models.clip_tokenizer import files
+
+    return files()

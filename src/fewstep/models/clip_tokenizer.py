@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def check(tokens: int, name: str) -> None:
             f"{name}: its text encoder knows {tokens} tokens, and CLIP's vocabulary has {SIZE}; give a "
             "pipeline folder, which has a tokenizer of its own"
         )
+
+
+def files() -> dict[str, bytes]:
+    """The vocabulary as a tokenizer folder has it: ``vocab.json`` and ``merges.txt``."""
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in _merges()), ""]
+    return {
+        "vocab.json": json.dumps(vocabulary(), ensure_ascii=False).encode("utf-8"),
+        "merges.txt": "\n".join(lines).encode("utf-8"),
+    }
 
 
 @functools.cache

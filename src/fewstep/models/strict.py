@@ -76,6 +76,8 @@ def check_files(folder: Path, stem: str) -> str | None:
     for variant, dot in ((None, ""), ("fp16", ".fp16")):
         whole = folder / f"{stem}{dot}.safetensors"
         index = folder / f"{stem}.safetensors.index{dot}.json"
+        if whole.is_file() and index.is_file():  # diffusers reads the index's files, others the whole one
+            raise CheckpointError(f"{folder}: {whole.name} and {index.name} contradict; remove one of them")
         if whole.is_file():
             safetensors.check_content(whole)
             return variant

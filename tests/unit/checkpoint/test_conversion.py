@@ -76,6 +76,27 @@ def test_a_vocabulary_makes_every_tokenizer_of_the_family(sdxl: Path, tmp_path: 
         assert json.loads((folder / "special_tokens_map.json").read_text())["pad_token"] == padding
 
 
+def test_the_packages_vocabulary_is_taken_when_the_text_encoder_knows_as_many_words(
+    sdxl: Path, tmp_path: Path
+) -> None:
+    def vocabulary(words: int) -> Any:
+        files = {
+            "vocab.json": json.dumps({f"w{i}": i for i in range(words)}).encode(),
+            "merges.txt": b"# mine",
+        }
+        return lambda: files
+
+    assert convert(sdxl, tmp_path / "model", Options(vocabulary=vocabulary(99))) == []
+    for name, padding in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+        assert (tmp_path / "model" / name / "merges.txt").read_bytes() == b"# mine"
+        assert settings(tmp_path / "model", f"{name}/tokenizer_config.json")["pad_token"] == padding
+    (note,) = convert(sdxl, tmp_path / "other", Options(vocabulary=vocabulary(98)))
+    assert "no tokenizer and no tokenizer_2" in note
+    given = Options(vocabulary=vocabulary(99), tokenizer=clip_folder(tmp_path / "clip"), replace=True)
+    convert(sdxl, tmp_path / "model", given)
+    assert (tmp_path / "model" / "tokenizer" / "vocab.json").read_text() == '{"a": 0}'
+
+
 def test_tokenizers_of_a_pipeline_folder_are_copied(sdxl: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     clip_folder(other / "tokenizer")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ def test_options_reach_the_conversion_and_remarks_the_user(seen: dict[str, Any],
     assert printed.out == "out\n"
     assert printed.err == "fewstep: the first remark\nfewstep: the second\n"
     assert (seen["source"], seen["out"]) == (Path("in.safetensors"), Path("out"))
-    assert seen["options"] == conversion.Options(
+    assert dataclasses.replace(seen["options"], vocabulary=None) == conversion.Options(
         dtype="bf16",
         family="sdxl",
         prediction_type="v_prediction",
@@ -53,8 +55,22 @@ def test_options_reach_the_conversion_and_remarks_the_user(seen: dict[str, Any],
 def test_defaults_allow_nothing(seen: dict[str, Any], capsys: Output) -> None:
     assert main(["convert", "in", "--out", "out", "--quiet"]) == 0
     assert capsys.readouterr() == ("out\n", "")
-    assert seen["options"] == conversion.Options()
+    assert dataclasses.replace(seen["options"], vocabulary=None) == conversion.Options()
     assert not seen["options"].allow_pickle and not seen["options"].replace
+
+
+def test_the_packages_vocabulary_is_clips(seen: dict[str, Any]) -> None:
+    assert main(["convert", "in", "--out", "out", "--quiet"]) == 0
+    files = seen["options"].vocabulary()
+    words = json.loads(files["vocab.json"])
+    assert (len(words), words["!"], words["<|startoftext|>"], words["<|endoftext|>"]) == (
+        49408,
+        0,
+        49406,
+        49407,
+    )
+    merges = files["merges.txt"].decode().splitlines()
+    assert merges[0].startswith("#version") and len(merges) == 1 + 48894
 
 
 @pytest.mark.parametrize(
