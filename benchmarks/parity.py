@@ -104,7 +104,8 @@ Largest absolute difference of the final latents between fewstep (torch backend,
 pipelines, on small random models of the real classes: the same noise, guidance {drawing.GUIDANCE:g},
 {drawing.STEPS} steps. At most {LARGEST:g} is allowed (`tests/reference/test_families.py`,
 `test_loading.py`), for bare denoisers, whose latents are larger, times the standard deviation. Where a
-pipeline draws noise itself, it is given ours; where it samples the autoencoder's posterior, it is given the mean.
+pipeline draws noise itself, it is given ours; where it samples the autoencoder's posterior, it is given
+the mean.
 
 {table(rows)}
 
