@@ -22,11 +22,21 @@ if TYPE_CHECKING:
 
 ENGINES = ("auto", "openvino", "torch")
 
+# Headings of the help.
+_PICTURES = "Pictures to start from"
+_SECOND = "Second pass and variations"
+_PROMPTS = "Prompts"
+_MODELS = "Models"
+_FILES = "Files"
+
 
 def command(
     prompt: Annotated[str, typer.Argument(help="What to draw; behind -- when it begins with a dash.")],
     negative: Annotated[str, typer.Option("--negative", help="What should not be in the image.")] = "",
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="See: fewstep models.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="See: fewstep models.", rich_help_panel=_MODELS),
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale; 1 for none.")] = None,
     guidance_rescale: Annotated[
@@ -39,7 +49,10 @@ def command(
     student: Annotated[
         str | None,
         typer.Option(
-            "--student", metavar="NAME|none", help="Who draws; default a student made for --steps, if any."
+            "--student",
+            metavar="NAME|none",
+            help="Who draws; default a student made for --steps, if any.",
+            rich_help_panel=_MODELS,
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Image i is drawn from seed + i.")] = 0,
@@ -47,16 +60,36 @@ def command(
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Pixels before upscaling.")
     ] = None,
+    clip_skip: Annotated[
+        int,
+        typer.Option(
+            "--clip-skip", help="Last layers of CLIP to leave out; 0 for none.", rich_help_panel=_PROMPTS
+        ),
+    ] = 0,
     image: Annotated[
-        Path | None, typer.Option("--image", metavar="FILE", help="Start from this image.")
+        Path | None,
+        typer.Option("--image", metavar="FILE", help="Start from this image.", rich_help_panel=_PICTURES),
+    ] = None,
+    image_guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--image-guidance",
+            help="How closely an instruct model keeps to --image.",
+            rich_help_panel=_PICTURES,
+        ),
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option("--strength", help="How much of --image may change, 0 to 1."),
+        typer.Option("--strength", help="How much of --image may change, 0 to 1.", rich_help_panel=_PICTURES),
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option("--mask", metavar="FILE", help="Draw only what is white here; as large as --image."),
+        typer.Option(
+            "--mask",
+            metavar="FILE",
+            help="Draw only what is white here; as large as --image.",
+            rich_help_panel=_PICTURES,
+        ),
     ] = None,
     masked_content: Annotated[
         str | None,
@@ -64,64 +97,107 @@ def command(
             "--masked-content",
             metavar="fill|original|latent_noise|latent_nothing",
             help="What is under the mask at first; makes strength 0.75.",
+            rich_help_panel=_PICTURES,
         ),
     ] = None,
     mask_blur: Annotated[
-        int | None, typer.Option("--mask-blur", metavar="PIXELS", help="Soft edge of the mask.")
+        int | None,
+        typer.Option(
+            "--mask-blur", metavar="PIXELS", help="Soft edge of the mask.", rich_help_panel=_PICTURES
+        ),
     ] = None,
-    invert_mask: Annotated[bool, typer.Option("--invert-mask", help="Draw what is black in --mask.")] = False,
+    invert_mask: Annotated[
+        bool, typer.Option("--invert-mask", help="Draw what is black in --mask.", rich_help_panel=_PICTURES)
+    ] = False,
     only_masked: Annotated[
         bool,
-        typer.Option("--only-masked", help="Draw the part around the mask alone, as large as --size."),
+        typer.Option(
+            "--only-masked",
+            help="Draw the part around the mask alone, as large as --size.",
+            rich_help_panel=_PICTURES,
+        ),
     ] = False,
     padding: Annotated[
-        int | None, typer.Option("--padding", metavar="PIXELS", help="Around that part; 32.")
+        int | None,
+        typer.Option("--padding", metavar="PIXELS", help="Around that part; 32.", rich_help_panel=_PICTURES),
     ] = None,
     outpaint: Annotated[
         str | None,
         typer.Option(
-            "--outpaint", metavar="L,R,T,B", help="Extend --image by pixels: left,right,top,bottom."
+            "--outpaint",
+            metavar="L,R,T,B",
+            help="Extend --image by pixels: left,right,top,bottom.",
+            rich_help_panel=_PICTURES,
         ),
     ] = None,
     hires: Annotated[
         str | None,
-        typer.Option("--hires", metavar="SCALE|WxH", help="Draw again, larger, from what was drawn."),
+        typer.Option(
+            "--hires",
+            metavar="SCALE|WxH",
+            help="Draw again, larger, from what was drawn.",
+            rich_help_panel=_SECOND,
+        ),
     ] = None,
     hires_steps: Annotated[
-        int | None, typer.Option("--hires-steps", help="Of the second pass; as --steps.")
+        int | None,
+        typer.Option("--hires-steps", help="Of the second pass; as --steps.", rich_help_panel=_SECOND),
     ] = None,
     hires_strength: Annotated[
-        float | None, typer.Option("--hires-strength", help="Share of them that is run; 0.5.")
+        float | None,
+        typer.Option("--hires-strength", help="Share of them that is run; 0.5.", rich_help_panel=_SECOND),
     ] = None,
     hires_upscaler: Annotated[
         str | None,
-        typer.Option("--hires-upscaler", metavar="auto|latent|lanczos|nearest|NAME", help="Between the two."),
+        typer.Option(
+            "--hires-upscaler",
+            metavar="auto|latent|lanczos|nearest|NAME",
+            help="Between the two.",
+            rich_help_panel=_SECOND,
+        ),
     ] = None,
     variation_seed: Annotated[
-        int | None, typer.Option("--variation-seed", help="Vary towards this seed's image; --seed + 1.")
+        int | None,
+        typer.Option(
+            "--variation-seed", help="Vary towards this seed's image; --seed + 1.", rich_help_panel=_SECOND
+        ),
     ] = None,
     variation_strength: Annotated[
-        float | None, typer.Option("--variation-strength", help="How far, 0 to 1.")
+        float | None, typer.Option("--variation-strength", help="How far, 0 to 1.", rich_help_panel=_SECOND)
     ] = None,
     seed_resize: Annotated[
         str | None,
-        typer.Option("--seed-resize", metavar="WxH", help="Keep what the seed draws at this size."),
+        typer.Option(
+            "--seed-resize",
+            metavar="WxH",
+            help="Keep what the seed draws at this size.",
+            rich_help_panel=_SECOND,
+        ),
     ] = None,
     vae_tiling: Annotated[
         bool | None,
         typer.Option(
-            "--vae-tiling/--no-vae-tiling", help="Encode and decode in tiles; default for large images."
+            "--vae-tiling/--no-vae-tiling",
+            help="Encode and decode in tiles; default for large images.",
+            rich_help_panel=_SECOND,
         ),
     ] = None,
     control: Annotated[
         list[str] | None,
-        typer.Option("--control", metavar="NAME|DIR", help="ControlNet or T2I-adapter; may be repeated."),
+        typer.Option(
+            "--control",
+            metavar="NAME|DIR",
+            help="ControlNet or T2I-adapter; may be repeated.",
+            rich_help_panel=_PICTURES,
+        ),
     ] = None,
     control_image: Annotated[
-        list[Path] | None, typer.Option("--control-image", metavar="FILE", help="What it is shown.")
+        list[Path] | None,
+        typer.Option("--control-image", metavar="FILE", help="What it is shown.", rich_help_panel=_PICTURES),
     ] = None,
     control_scale: Annotated[
-        list[float] | None, typer.Option("--control-scale", help="How strongly it steers; 1.")
+        list[float] | None,
+        typer.Option("--control-scale", help="How strongly it steers; 1.", rich_help_panel=_PICTURES),
     ] = None,
     emphasis: Annotated[
         str,
@@ -129,66 +205,124 @@ def command(
             "--emphasis",
             metavar="original|no_norm|ignore|none",
             help="How weights in the prompt are applied.",
+            rich_help_panel=_PROMPTS,
         ),
     ] = "original",
     style: Annotated[
         list[str] | None,
-        typer.Option("--style", metavar="NAME", help="Put a style of --styles in; may be repeated."),
+        typer.Option(
+            "--style",
+            metavar="NAME",
+            help="Put a style of --styles in; may be repeated.",
+            rich_help_panel=_PROMPTS,
+        ),
     ] = None,
     styles: Annotated[
-        Path | None, typer.Option("--styles", metavar="FILE", help="CSV file: name,prompt,negative_prompt.")
+        Path | None,
+        typer.Option(
+            "--styles",
+            metavar="FILE",
+            help="CSV file: name,prompt,negative_prompt.",
+            rich_help_panel=_PROMPTS,
+        ),
     ] = None,
     wildcards: Annotated[
         Path | None,
-        typer.Option("--wildcards", metavar="DIR", help="Its NAME.txt are the lines of __NAME__."),
+        typer.Option(
+            "--wildcards",
+            metavar="DIR",
+            help="Its NAME.txt are the lines of __NAME__.",
+            rich_help_panel=_PROMPTS,
+        ),
     ] = None,
     upscale: Annotated[
         str,
-        typer.Option("--upscale", metavar="auto|none|NAME", help="auto: 4 times, where ncnn is installed."),
+        typer.Option(
+            "--upscale",
+            metavar="auto|none|NAME",
+            help="auto: 4 times, where ncnn is installed.",
+            rich_help_panel=_FILES,
+        ),
     ] = "auto",
     engine: Annotated[
-        str, typer.Option("--engine", metavar="|".join(ENGINES), help="See: fewstep doctor.")
+        str,
+        typer.Option(
+            "--engine", metavar="|".join(ENGINES), help="See: fewstep doctor.", rich_help_panel=_MODELS
+        ),
     ] = "auto",
     models_dir: Annotated[
         list[Path] | None,
-        typer.Option("--models-dir", metavar="DIR", help="More models; may be repeated."),
+        typer.Option(
+            "--models-dir", metavar="DIR", help="More models; may be repeated.", rich_help_panel=_MODELS
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", metavar="PATH", help="A model's file or folder, in place of --model."),
+        typer.Option(
+            "--checkpoint",
+            metavar="PATH",
+            help="A model's file or folder, in place of --model.",
+            rich_help_panel=_MODELS,
+        ),
     ] = None,
     unet: Annotated[
         Path | None,
-        typer.Option("--unet", metavar="PATH", help="A U-Net or transformer in place of the model's."),
+        typer.Option(
+            "--unet",
+            metavar="PATH",
+            help="A U-Net or transformer in place of the model's.",
+            rich_help_panel=_MODELS,
+        ),
     ] = None,
     vae: Annotated[
         Path | None,
-        typer.Option("--vae", metavar="PATH", help="An autoencoder or TAESD in place of the model's."),
+        typer.Option(
+            "--vae",
+            metavar="PATH",
+            help="An autoencoder or TAESD in place of the model's.",
+            rich_help_panel=_MODELS,
+        ),
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option("--lora", metavar="NAME[:W[:TEXTW]]", help="An adapter; may be repeated."),
+        typer.Option(
+            "--lora", metavar="NAME[:W[:TEXTW]]", help="An adapter; may be repeated.", rich_help_panel=_MODELS
+        ),
     ] = None,
     loras_dir: Annotated[
         list[Path] | None,
-        typer.Option("--loras-dir", metavar="DIR", help="More adapters; may be repeated."),
+        typer.Option(
+            "--loras-dir", metavar="DIR", help="More adapters; may be repeated.", rich_help_panel=_MODELS
+        ),
     ] = None,
     insist: Annotated[
-        bool, typer.Option("--insist", help="Use settings that do not fit a model of few steps.")
+        bool,
+        typer.Option(
+            "--insist", help="Use settings that do not fit a model of few steps.", rich_help_panel=_MODELS
+        ),
     ] = False,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the images.")] = Path(
-        "outputs"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the images.", rich_help_panel=_FILES)
+    ] = Path("outputs"),
     image_format: Annotated[
-        str, typer.Option("--format", metavar="|".join(containers.FORMATS), help="File format.")
+        str,
+        typer.Option(
+            "--format", metavar="|".join(containers.FORMATS), help="File format.", rich_help_panel=_FILES
+        ),
     ] = "png",
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON record per image, not its path.")
+        bool,
+        typer.Option("--json", help="Print a JSON record per image, not its path.", rich_help_panel=_FILES),
     ] = False,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="One by one: bit for bit as single images.")
+        bool,
+        typer.Option(
+            "--deterministic", help="One by one: bit for bit as single images.", rich_help_panel=_FILES
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress and no notes on stderr.", rich_help_panel=_FILES)
+    ] = False,
 ) -> None:
     """Draw images from a prompt, or change an image, and print the path of each file.
 
@@ -223,6 +357,8 @@ def command(
         guidance_scale=guidance,
         guidance_rescale=guidance_rescale,
         solver=solver,
+        clip_skip=clip_skip,
+        image_guidance_scale=image_guidance,
         width=width,
         height=height,
         init_image=_read("image", image),

@@ -56,7 +56,8 @@ class _Command(TyperCommand):
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             if (line := param.get_help_record(ctx)) is not None:
-                groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(line)
+                usual = "Arguments" if param.param_type_name == "argument" else "Options"
+                groups.setdefault(getattr(param, "rich_help_panel", None) or usual, []).append(line)
         for heading, lines in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(lines)
