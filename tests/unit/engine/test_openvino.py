@@ -156,3 +156,25 @@ def test_no_torch_and_no_telemetry_in_a_process_that_draws(ir_bundle):
         "assert not bad & set(sys.modules), bad & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(ir_bundle)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("circumstance", ["weights", "library", "processor", "shape"])
+def test_A18_a_compiled_network_of_other_circumstances_is_not_used(
+    ir_bundle, tmp_path, monkeypatch, circumstance
+):
+    draw(ir_bundle)
+    cache = tmp_path / "cache" / "compiled"
+    before = set(cache.glob("*.blob"))
+    backend = OpenVINOBackend(bundle.open_bundle(ir_bundle))
+    if circumstance == "weights":
+        own = type(backend._bundle).part_hash
+        monkeypatch.setattr(type(backend._bundle), "part_hash", lambda self, part: own(self, part)[::-1])
+    elif circumstance == "library":
+        monkeypatch.setattr(backend._ov, "get_version", lambda: "another version")
+    elif circumstance == "processor":
+        monkeypatch.setattr(compiled_cache, "cpu_identity", lambda: "another processor")
+    engine = Engine(backend=backend)
+    given = {"width": 96, "height": 96} if circumstance == "shape" else {}
+    engine.generate(resolve(engine.info, prompt="a red apple", **given))
+    made = set(cache.glob("*.blob")) - before
+    assert len(made) == (2 if circumstance == "shape" else 3)  # the text encoder knows no size of pictures
