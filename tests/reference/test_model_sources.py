@@ -146,6 +146,7 @@ def test_t5_needs_a_folder(tmp_path: Path) -> None:
         ("denoiser", "is of the family sd1, not sdxl"),
         ("lora", "holds no unet of Stable Diffusion XL, but an adapter"),
         ("vae", "has 16 latent channels, and sdxl has 4"),
+        ("text", "its denoiser has cross_attention_dim 64, and the base's has 16; give a denoiser of Stable"),
         ("narrow", r"part\.safetensors: the U-Net takes 112 numbers .* the parts are of different models"),
     ],
 )
@@ -161,9 +162,9 @@ def test_parts_of_other_models_are_refused(
     elif part == "vae":
         save_file(tiny.state(tiny.networks("sd3")["vae"]), path)
     else:
-        save_file(tiny.state(tiny.networks("sdxl")["unet"]), path)
+        save_file(tiny.state(tiny.networks("sd1" if part == "text" else "sdxl")["unet"]), path)
     with pytest.raises(CheckpointError, match=words):
-        opening.open_model(ModelSource(base=bases["sdxl"], **given))
+        opening.open_model(ModelSource(base=bases["sd1" if part == "text" else "sdxl"], **given))
 
 
 def test_networks_have_no_memory_before_their_tensors_come(tmp_path: Path) -> None:

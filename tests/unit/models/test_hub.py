@@ -180,6 +180,18 @@ def test_a_repository_of_files_needs_the_name_of_one(tmp_path):
         hub.download(REFERENCE, tmp_path, hub=fake, file="sdxl_lightning_4step_unet.safetensors")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.safetensors", "/tmp/evil.safetensors", "a/../../evil.safetensors", "a\\..\\x.safetensors"],
+)
+def test_a_name_that_leads_out_of_the_folder_is_not_there(name, tmp_path):
+    fake = Fake({name: weights(1.0)})
+    for file in (None, name):
+        with pytest.raises(NotFoundError):
+            hub.download(REFERENCE, tmp_path / "models", hub=fake, file=file)
+    assert fake.fetched == [] and not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_repository_of_pickles_is_not_downloaded(tmp_path):
     fake = Fake({"model.ckpt": b"\x80\x04", "config.json": b"{}"})
     with pytest.raises(NotFoundError, match="holds no safetensors"):
