@@ -1,4 +1,4 @@
-"""Folders of control networks are hostile until checked (A01, A10, A11): two classes, safetensors, no pickle."""
+"""Folders of control networks are hostile until checked (A01, A10, A11): two classes, safetensors only."""
 
 from __future__ import annotations
 

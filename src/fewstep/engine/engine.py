@@ -185,9 +185,7 @@ class Engine:
                 large = hires.enlarged(coder, drawn_latents, request.hires, self.info.downscale, cancelled)
                 told.begin_second()
                 again = starts.Start(latents=large)
-                drawn_latents = self._sample(
-                    hires.second_request(request), encoded, again, told, cancelled
-                )
+                drawn_latents = self._sample(hires.second_request(request), encoded, again, told, cancelled)
             clock.lap("denoise")
             pixels = coder.decode(drawn_latents)
             _check_finite(pixels, "the decoder", request)

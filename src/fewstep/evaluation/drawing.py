@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 from fewstep import __version__
 from fewstep.checkpoint import atomic
 from fewstep.diffusion import noise, sampler
-from fewstep.engine import denoising, pictures, starts, text
+from fewstep.engine import denoising, pictures, starts, text, tiling
 from fewstep.engine.backends.base import Backend, Conditions, FloatArray, ModelInfo, f32, stacked
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import GenerateRequest, find_solver, resolve
@@ -146,11 +146,12 @@ def draw_batch(
         Cancelled, EngineError: as `draw`.
     """
     first, info = requests[0], backend.info
-    contract = info.sampling(first.student)
+    contract = first.sampling(info)
     solver = find_solver(contract, first.solver, first.eta)
     schedule = contract.make_schedule()
     own = solver.schedule(schedule)
-    start = starts.make(backend, first)
+    coder = tiling.Autoencoder(backend, first.vae_tiling)
+    start = starts.make(coder, first)
     negative, conditional = (half.with_concat(start.concat) for half in _embed(backend, tokens, requests))
     denoise = denoising.denoiser(backend, first, negative, conditional, own)
     grid = contract.grid(first.num_inference_steps, solver.name)
@@ -169,7 +170,7 @@ def draw_batch(
         noise=lambda index: fresh(1 + index),
         cancelled=cancelled,
     )
-    pixels = backend.decode(f32(latents))
+    pixels = coder.decode(f32(latents))
     for request, image in zip(requests, pixels, strict=True):
         if not np.isfinite(image).all():
             raise EngineError(

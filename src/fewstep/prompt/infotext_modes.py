@@ -60,7 +60,7 @@ def _masking(record: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _control(record: Mapping[str, Any]) -> dict[str, object]:
-    found = {}
+    found: dict[str, object] = {}
     for index, use in enumerate(record.get("control") or ()):
         found[f"Control {index}"] = f"{use['name']}, scale {use['scale']:g}"
         found[f"Control {index} image hash"] = use["image_hash"][:10]
