@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # makes `small_students` importable
 
 
 @pytest.fixture(scope="session")

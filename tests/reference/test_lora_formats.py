@@ -394,15 +394,11 @@ def test_dora_between_off_and_full_is_not_peft_s() -> None:
         torch.testing.assert_close(layer.weight, weight + 0.25 * (full - weight), **TOLERANCE)
 
 
-def lycoris() -> Any:
-    return pytest.importorskip("lycoris.functional", reason="pip install --no-deps lycoris-lora einops toml")
-
-
 @pytest.mark.parametrize("kernel", [(), (1, 1), (3, 3)])
 @pytest.mark.parametrize("tucker", [False, True])
 def test_lycoris_computes_the_same(tmp_path: Path, kernel: tuple[int, ...], tucker: bool) -> None:
     """Its functions; its LohaModule multiplies by the scale twice when it merges, but not when it trains."""
-    functional = lycoris()
+    from lycoris import functional
     from lycoris.functional import locon, loha, lokr
 
     tucker = tucker and kernel == (3, 3)

@@ -17,20 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_students import PROMPT, SEED, Drawings, Silent, ours
 
 from fewstep.data.latent_cache import build_cache
 from fewstep.diffusion.noise import image_noise, solver_noise
 from fewstep.distillation.products import finish
 from fewstep.distillation.run import distill
 from fewstep.distillation.sections import DistillationRecipe
-from fewstep.engine.engine import Engine
-from fewstep.engine.request import resolve
 from fewstep.models import load
 from fewstep.training import trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
-PROMPT, SEED, SHAPE = "a red apple", 4, (4, 8, 8)
+SHAPE = (4, 8, 8)
 METHODS: dict[str, dict[str, Any]] = {
     "progressive": {"teacher_steps": 8, "student_steps": 4, "guidance_scale": 2.0},
     "lightning": {"teacher_steps": 8, "student_steps": 4, "guidance_scale": 2.0, "distance": "l2"},
@@ -45,30 +44,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 MEDIAN, WORST = 0.5, 2.0
 """Levels of 255 between a picture of plain diffusers, not rounded, and ours."""
-
-
-class Drawings:
-    def __len__(self) -> int:
-        return 4
-
-    def pixels(self, rows: range) -> np.ndarray:
-        return np.stack([np.full((3, 64, 64), i / 4, np.float32) for i in rows])
-
-    def captions(self, index: int) -> list[str]:
-        return [f"{'abcd'[index]} red apple"]
-
-    def mirrorable(self, index: int) -> bool:
-        return True
-
-    def fingerprint(self) -> str:
-        return "four"
-
-
-class Silent:
-    def __init__(self, folder: Path) -> None: ...
-    def scalars(self, *_: Any) -> None: ...
-    def image(self, *_: Any) -> None: ...
-    def close(self) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +93,6 @@ def students(pipeline, cache, tmp_path_factory):
         return made[name]
 
     return of
-
-
-def ours(folder: Path, steps: int) -> np.ndarray:
-    """What ``fewstep generate`` draws with PyTorch."""
-    engine = Engine(folder, "torch")
-    try:
-        request = resolve(engine.info, prompt=PROMPT, seed=SEED, num_inference_steps=steps)
-        return engine.generate(request).images[0].astype(float)
-    finally:
-        engine.close()
 
 
 def plain(base: Path, student: Path) -> Any:

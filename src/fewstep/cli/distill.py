@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,18 @@ def command(
     override: Annotated[
         bool, typer.Option("--override", help="Resume although the recipe or the data changed.")
     ] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            "--into", metavar="PIPELINE", help="Write --student into this folder of the base at the end."
+        ),
+    ] = None,
+    students: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--student", metavar="NAME=STAGE", help="What --into gets of which stage; may be repeated."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe with every default filled in, and stop.")
     ] = False,
@@ -46,6 +59,10 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Turn a teacher of many steps into a student of few, and print the folder of the student.
+
+    With --into the base's folder gets students of the stages that --student names, and draws with them from
+    then on (generate --steps N); an older one of the same name is replaced. Such a command may be repeated
+    with --resume: what is trained is not trained again.
 
     The first Ctrl-C finishes the step, saves and stops; the second stops at once.
     """
@@ -63,6 +80,7 @@ def command(
     from fewstep.distillation.checks import check_recipe
 
     check_recipe(resolved)
+    named = _named(students or [], into)
     if dry_run:
         output.result(dump_recipe(resolved).rstrip())
         return
@@ -70,10 +88,12 @@ def command(
     require("train", "accelerate", "distillation")
     quiet_libraries(offline=False)
     from fewstep.distillation.previews import GridHooks
-    from fewstep.distillation.products import finish
+    from fewstep.distillation.products import check_landing, finish, land
     from fewstep.distillation.run import distill
 
     output.show_logs(quiet=quiet)
+    if into is not None:
+        check_landing(resolved, named, into)
     path = Path(recipe)
     folder = run or RUNS / (path.stem if path.suffix in {".yaml", ".yml"} else path)
     done = distill(
@@ -93,6 +113,25 @@ def command(
             for line in _report(resolved, folder).splitlines():
                 output.note(line)
         output.result(str(finish(resolved, folder)))
+        if into is not None:
+            for landed in land(resolved, folder, named, into):
+                output.result(str(landed))
+
+
+def _named(given: Sequence[str], into: Path | None) -> dict[str, str]:
+    """Read NAME=STAGE."""
+    if (into is None) != (not given):
+        missing = "--into" if into is None else "--student"
+        raise UsageError(f"{missing} is missing: give --into PIPELINE and --student NAME=STAGE together")
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, stage = text.partition("=")
+        if not (name and stage):
+            raise UsageError(f"--student is {text!r}: give NAME=STAGE, such as four=unconditional-4")
+        if name in found:
+            raise UsageError(f"--student names {name!r} twice: give each student a name of its own")
+        found[name] = stage
+    return found
 
 
 def _report(recipe: DistillationRecipe, folder: Path) -> str:

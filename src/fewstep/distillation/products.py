@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fewstep.checkpoint import atomic, safetensors
+from fewstep.checkpoint.bundle import student_part
 from fewstep.checkpoint.lora import save_lora
 from fewstep.data.backgrounds import recipe_folder
 from fewstep.diffusion.contract import SamplingContract
@@ -14,6 +15,7 @@ from fewstep.distillation import build
 from fewstep.distillation.run import stage_folders, student
 from fewstep.distillation.sections import DistillationRecipe
 from fewstep.distillation.task import STUDENT
+from fewstep.errors import UsageError
 from fewstep.models import load
 from fewstep.models.components import Components
 from fewstep.models.denoiser import ConditionedUNet
@@ -68,6 +70,49 @@ def finish(recipe: DistillationRecipe, run_folder: Path) -> Path:
             contract_json=json.dumps(json.loads(contract.to_json())),
         )
     return out
+
+
+def land(recipe: DistillationRecipe, run_folder: Path, stages: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write students of finished stages into the pipeline folder of their base; all or nothing for each.
+
+    Args:
+        recipe: of the run.
+        run_folder: its folder.
+        stages: a student's name in ``folder`` -> the stage that made it.
+        folder: the base, a pipeline folder; a student of the same name is replaced.
+
+    Returns:
+        The students' folders.
+
+    Raises:
+        RunError: a stage has not reached its stop.
+        NotFoundError, CheckpointError, UsageError, OutputError: as `fewstep.models.load.save_student`.
+    """
+    landed = []
+    for name, stage in stages.items():
+        network, contract = student(recipe, run_folder, stage=stage)
+        assert isinstance(network, ConditionedUNet), "refused by check_landing"
+        landed.append(load.save_student(folder, name, network.network, contract, replace=True))
+    return landed
+
+
+def check_landing(recipe: DistillationRecipe, stages: Mapping[str, str], folder: Path) -> None:
+    """Refuse before hours of training what `land` could not do after them.
+
+    Raises:
+        UsageError: the recipe is a toy, has no such stage, or a name cannot be a student's.
+        NotFoundError, CheckpointError: ``folder`` is no pipeline folder.
+    """
+    if recipe.teacher.pipeline is None:
+        raise UsageError(f"--into {folder}: this recipe is a toy, its students are no part of a pipeline")
+    known = [section.name for section in recipe.stages]
+    for name, stage in stages.items():
+        student_part(name)
+        if stage not in known:
+            raise UsageError(
+                f"--student {name}={stage}: the recipe has no such stage; it has {', '.join(known)}"
+            )
+    load.check_index(load.check_folder(folder))
 
 
 def other_times(contract: SamplingContract) -> dict[int, list[int]]:

@@ -13,6 +13,7 @@ import torch
 
 from fewstep.checkpoint import atomic, safetensors
 from fewstep.errors import NotFoundError, RecipeError, RunError
+from fewstep.models.attention import unfused
 from fewstep.models.ema import Ema
 from fewstep.training import checkpointing
 from fewstep.training.datasets import open_dataset
@@ -21,7 +22,7 @@ from fewstep.training.guards import NonFiniteGuard
 from fewstep.training.lock import run_lock
 from fewstep.training.logs import Bar, Logger, Loggers, Progress, ProgressFile, TensorBoard
 from fewstep.training.loop import Hooks, Loop, Metric, Sampler
-from fewstep.training.recipe import Recipe, check_resume, dump_recipe, parse_as
+from fewstep.training.recipe import AdapterRecipe, Recipe, check_resume, dump_recipe, parse_as
 from fewstep.training.sections import AutoencoderRecipe, EvaluatorRecipe, LoopRecipe
 from fewstep.training.signals import StopSignals
 from fewstep.training.state import RoleState, RunState, environment, make_optimiser
@@ -82,7 +83,7 @@ def train(
         resume: go on from the newest complete checkpoint; starts anew when there is none.
         override: allow a resumed run to change any key of its recipe.
         strict: stop at a broken newest checkpoint instead of falling back.
-        dataset: the samples; opened from ``recipe.data`` when not given.
+        dataset: the samples; opened from ``recipe.data`` when not given. Adapters open their own.
         sampler: draws the sample grids.
         metrics: measured at the same moments as samples.
         on_progress: called after every step in the main process.
@@ -96,10 +97,17 @@ def train(
         DataError: a sample cannot be loaded.
         OutputError: the last checkpoint could not be written.
     """
-    resumed = resume and bool(checkpointing.found(Path(run_folder) / "checkpoints"))
-    task = make_task(recipe, initial=not resumed)
-    if dataset is None:
-        dataset = open_dataset(recipe.data)
+    task: Task
+    if isinstance(recipe, AdapterRecipe):
+        from fewstep.training.adapter_run import prepare
+
+        prepared = prepare(recipe, Path(run_folder))
+        task, dataset = prepared.task, prepared.pictures if dataset is None else dataset
+        sampler = prepared.sampler if sampler is None else sampler
+    else:
+        resumed = resume and bool(checkpointing.found(Path(run_folder) / "checkpoints"))
+        task = make_task(recipe, initial=not resumed)
+        dataset = open_dataset(recipe.data) if dataset is None else dataset
     return run_task(
         task,
         recipe,
@@ -268,6 +276,8 @@ def _role_state(name: str, role: Role, recipe: LoopRecipe, accelerator: Accelera
     runtime = recipe.runtime
     guard = NonFiniteGuard(runtime.max_nonfinite)
     role.module.to(accelerator.device)
+    if accelerator.device.type == "cpu" and runtime.mixed_precision == "bf16":
+        unfused(role.module)
     if runtime.channels_last:
         role.weights.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if role.optimiser is None:
