@@ -25,6 +25,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 _SHARED = frozenset({"conv_in", "conv_out", "time_embedding", "add_embedding"})
 _NAME = "default"  # peft tells several adapters of one network apart by name; we have one
+_KNOWN = "_fewstep_adapted"  # attribute of a network with an adapter: its `_Adapted`
 _ADAPTED = "the network has an adapter already: merge it before another is added"
 
 
@@ -42,11 +43,13 @@ class LoraSpec:
             - ``attention``: `ATTENTION`;
             - ``all-linear-conv``: all of any network;
             - the full name of a layer, or the end of the names of several (``ff.net.2``, ``conv1``).
+        dropout: share of a layer's inputs that the adapter does not see while it is trained, 0 to under 1.
     """
 
     rank: int
     alpha: float | None = None
     targets: tuple[str, ...] = ("unet",)
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -103,10 +106,12 @@ def add_lora(network: nn.Module, spec: LoraSpec, *, seed: int) -> AdapterWeights
         lora_alpha=spec.rank if spec.alpha is None else spec.alpha,
         # One expression: a name in a list would also match the end of others, "0" that of "net.0".
         target_modules="|".join(map(re.escape, names)),
+        lora_dropout=spec.dropout,
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed other devices for good
         peft.inject_adapter_in_model(config, network, adapter_name=_NAME)
+    vars(network)[_KNOWN] = _Adapted.of(network)
     weights = AdapterWeights(network)
     for parameter in weights.parameters():
         if parameter.element_size() < 4:
@@ -141,10 +146,11 @@ def disabled(network: nn.Module) -> Iterator[None]:
     Blocks may be nested; a network without an adapter stays as it is. What diffusers' gradient checkpointing
     computes again in a later backward pass is computed without the adapter too.
     """
-    layers = list(_layers(network).values())
+    known = vars(network).get(_KNOWN) or _Adapted.of(network)
+    layers = known.layers
     checkpointed: list[tuple[Any, Any]] = [
         (module, function)
-        for module in network.modules()
+        for module in known.checkpointing
         if (function := vars(module).get("_gradient_checkpointing_func"))
     ]
     with _switched_off(layers):
@@ -155,6 +161,24 @@ def disabled(network: nn.Module) -> Iterator[None]:
         finally:
             for module, function in checkpointed:
                 module._gradient_checkpointing_func = function
+
+
+@contextlib.contextmanager
+def at_strength(network: nn.Module, strength: float) -> Iterator[None]:
+    """Inside the block the adapter adds ``strength`` times what it learnt; at 0 as `disabled`."""
+    if strength == 0.0:
+        with disabled(network):
+            yield
+        return
+    layers = list(_layers(network).values())
+    before = [layer.scaling[_NAME] for layer in layers]
+    for layer, scale in zip(layers, before, strict=True):
+        layer.scaling[_NAME] = scale * strength
+    try:
+        yield
+    finally:
+        for layer, scale in zip(layers, before, strict=True):
+            layer.scaling[_NAME] = scale
 
 
 def merge(network: nn.Module) -> None:
@@ -170,6 +194,7 @@ def merge(network: nn.Module) -> None:
         setattr(network.get_submodule(parent), child, layer.get_base_layer())
     if layers:
         del network.peft_config
+        vars(network).pop(_KNOWN, None)
 
 
 def adapter_state(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -208,6 +233,31 @@ def load_adapter(network: nn.Module, state: Mapping[str, torch.Tensor], spec: Lo
     weights = add_lora(network, replace(spec, targets=names), seed=0)
     weights.load_state_dict(state)
     return weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adapted:
+    """What `disabled` switches: found once, when the adapter is put on, since to look for it takes 5 ms.
+
+    An attribute of the network and not a table beside it: copies of the network get their own.
+    """
+
+    layers: list[Any]
+    checkpointing: list[nn.Module]
+    """Modules that can compute their gradients again; whether they do may change later."""
+
+    @classmethod
+    def of(cls, network: nn.Module) -> _Adapted:
+        """Look through a network."""
+        return cls(
+            layers=list(_layers(network).values()),
+            checkpointing=[
+                module
+                for module in network.modules()
+                if hasattr(module, "gradient_checkpointing")
+                or vars(module).get("_gradient_checkpointing_func") is not None
+            ],
+        )
 
 
 def _layers(network: nn.Module) -> dict[str, Any]:

@@ -120,6 +120,37 @@ def test_disabled_is_the_teacher_bit_by_bit(network: nn.Module) -> None:
     assert [value.requires_grad for value in weights.parameters()] == asked
 
 
+def test_disabled_does_not_look_through_the_network_every_time(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = output(network).detach()
+    train(adapters.add_lora(network, SPEC, seed=0))
+    adapted = output(network).detach()
+
+    def walk(self: nn.Module, *args: object, **kwargs: object) -> Iterator[object]:
+        raise AssertionError("walked through the network")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nn.Module, "named_modules", walk)
+        with adapters.disabled(network):
+            inside = output(network)
+    assert torch.equal(inside, expected)
+    assert torch.equal(output(network), adapted)
+
+
+def test_a_copy_is_switched_off_by_itself(network: nn.Module) -> None:
+    expected = output(network).detach()
+    train(adapters.add_lora(network, SPEC, seed=0))
+    adapted = output(network).detach()
+    other = copy.deepcopy(network)
+    with adapters.disabled(other):
+        assert torch.equal(output(network), adapted)
+        assert torch.equal(output(other), expected)
+    with adapters.disabled(network):
+        assert torch.equal(output(network), expected)
+        assert torch.equal(output(other), adapted)
+
+
 def test_disabled_leaves_a_plain_network_alone(network: nn.Module) -> None:
     with adapters.disabled(network):
         inside = output(network)
