@@ -145,13 +145,24 @@ def test_check_15_both_ends_go_through_one_set_of_weights() -> None:
     assert sum(p.numel() for p in network.parameters()) == alone + head
     end, start, s, t, conditions = ends()
     # Features of the start stand after those of the end: with the head's halves swapped, so are the ends.
-    here = network(end, s, conditions, (start, t))
-    there = network(start, t, conditions, (end, s))
+    (here,) = network([end], s, conditions, (start, t))
+    (there,) = network([start], t, conditions, (end, s))
     assert not torch.allclose(here, there)
     first = network.head.blocks[0]
     with torch.no_grad():
         first.weight.copy_(first.weight.roll(8, 1))
-    torch.testing.assert_close(network(start, t, conditions, (end, s)), here)
+    torch.testing.assert_close(network([start], t, conditions, (end, s))[0], here)
+
+
+def test_check_15_many_ends_are_judged_as_each_alone_with_the_start_seen_once() -> None:
+    network = pair(True)
+    end, start, s, t, conditions = ends()
+    alone = [network([one], s, conditions, (start, t))[0] for one in (end, -end)]
+    rows: list[int] = []
+    network.backbone.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    together = network([end, -end], s, conditions, (start, t))
+    torch.testing.assert_close(together, alone)
+    assert rows == [3 * len(end)]
 
 
 def test_check_15_the_conditional_one_sees_where_the_jump_began_and_the_other_does_not() -> None:
@@ -294,7 +305,9 @@ class Slope(nn.Module):
         super().__init__()
         self.slope = nn.Parameter(torch.tensor(slope))
 
-    def forward(self, x: Tensor, *_: Any, logits: bool = True) -> Tensor:
+    def forward(self, x: Any, *_: Any, logits: bool = True) -> Any:
+        if not isinstance(x, Tensor):  # the ends of jumps
+            return [self.slope * end[:, :1] for end in x]
         return self.slope * x[:, :1] if logits else 0.0 * x
 
 

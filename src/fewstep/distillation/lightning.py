@@ -121,13 +121,14 @@ class Lightning:
         assert section is not None
         with torch.no_grad():
             jump = self._jump(context)
-        fake, real = self._scores(context, jump, jump["fake"].detach(), jump["real"])
+        ends = [jump["fake"].detach(), jump["real"]]
+        if section.r1:
+            ends.append(jump["real"] + section.r1_std * context.drawn["disturbance"])
+        fake, real, *disturbed = self._scores(context, jump, *ends)
         loss = losses.discriminator_loss(section.loss, real, fake)
         terms = {"accuracy": losses.accuracy(real.detach(), fake.detach())}
-        if section.r1:
-            near = jump["real"] + section.r1_std * context.drawn["disturbance"]
-            (disturbed,) = self._scores(context, jump, near)
-            loss = loss + section.r1 * losses.approximate_r1(real, disturbed)
+        if disturbed:
+            loss = loss + section.r1 * losses.approximate_r1(real, *disturbed)
         return loss, terms
 
     def contract(self, base: SamplingContract) -> SamplingContract:
@@ -192,7 +193,8 @@ class Lightning:
             shown = [schedule.forward(end, context.drawn["renoise"], s) for end in ends]
         start = (jump["x_t"], model_time(schedule, jump["t"], jump["x_t"])) if section.conditional else None
         times = model_time(schedule, s, jump["x_t"])
-        return [context.networks[ROLE](end, times, context.conditions, start) for end in shown]
+        logits: list[Tensor] = context.networks[ROLE](shown, times, context.conditions, start)
+        return logits
 
 
 def chosen(level: FloatArray, values: Sequence[float], weights: Sequence[float]) -> FloatArray:

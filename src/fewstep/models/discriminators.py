@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -113,24 +115,30 @@ class PairDiscriminator(nn.Module):
 
     def forward(
         self,
-        end: torch.Tensor,
+        ends: Sequence[torch.Tensor],
         end_time: torch.Tensor,
         conditions: Conditions,
         start: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Logits (B, 1), above 0 for the teacher's.
+    ) -> list[torch.Tensor]:
+        """Logits (B, 1) of each of ``ends``, above 0 for the teacher's.
+
+        All points go through the encoder in one pass, the start once for all ends.
 
         Args:
-            end: (B, ...), the sample to be judged.
-            end_time: (B,), its time as the network counts.
+            ends: (B, ...) each, the samples to be judged.
+            end_time: (B,), their time as the network counts.
             conditions: of the B images.
             start: where the jump began, and its time; None leaves it out of the judgement.
         """
-        seen = features(self.backbone, self.tap, end, end_time, conditions)
+        points, times = list(ends), [end_time] * len(ends)
         if start is not None:
-            seen = torch.cat([seen, features(self.backbone, self.tap, *start, conditions)], dim=1)
-        logits: torch.Tensor = self.head(seen)
-        return logits
+            points.append(start[0])
+            times.append(start[1])
+        told = conditions.map(lambda tensor: torch.cat([tensor] * len(points)))
+        seen = features(self.backbone, self.tap, torch.cat(points), torch.cat(times), told).chunk(len(points))
+        if start is not None:
+            seen = tuple(torch.cat([end, seen[-1]], dim=1) for end in seen[:-1])
+        return [self.head(end) for end in seen]
 
 
 class ScoringDenoiser(nn.Module):

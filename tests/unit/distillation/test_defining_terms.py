@@ -88,9 +88,9 @@ class _Seen(nn.Module):
         super().__init__()
         self.shown: list[Any] = []
 
-    def forward(self, end: Tensor, time: Tensor, conditions: Conditions, start: Any = None) -> Tensor:
-        self.shown.append((end, time, start))
-        return end.sum(1, keepdim=True)
+    def forward(self, ends: Any, time: Tensor, conditions: Conditions, start: Any = None) -> list[Tensor]:
+        self.shown += [(end, time, start) for end in ends]
+        return [end.sum(1, keepdim=True) for end in ends]
 
 
 @pytest.mark.parametrize("conditional", [True, False])

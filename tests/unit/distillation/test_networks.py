@@ -111,9 +111,9 @@ def test_check_19_one_logit_for_odd_and_oblong_latents(
     end, start, time = torch.randn(2, 4, *size), torch.randn(2, 4, *size), torch.tensor([250.0, 750.0])
     text = torch.randn(2, 3, 8)
     begin = (start, time) if conditional else None
-    logits = network(end, time, Conditions(text=text), begin)
+    (logits,) = network([end], time, Conditions(text=text), begin)
     assert logits.shape == (2, 1) and bool(logits.isfinite().all())
-    assert not torch.equal(logits, network(end, time, Conditions(text=-text), begin))
+    assert not torch.equal(logits, network([end], time, Conditions(text=-text), begin)[0])
 
 
 @pytest.mark.parametrize("tap", ["down_blocks.0", "down_blocks.1.attentions.0", "up_blocks.0"])
