@@ -17,6 +17,9 @@ README_PROMPT := a red apple, noto style, on a sky blue background
 EXTRAS ?= upscale
 SET ?=
 WORKERS ?= 2
+# Methods whose students are trained and measured, and the stages that the bundled model ships.
+STUDENTS ?= lightning progressive
+LANDED := --student four=unconditional-4 --student two=unconditional-2 --student one=unconditional-1
 
 # Prompts are free text: they reach the program through the environment, unexpanded by make and unseen by the shell.
 # `unexport` because exporting PROMPT itself would expand a `$` in it.
@@ -31,7 +34,7 @@ BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 DEVELOP := $(addprefix $(STAMPS)/,upscale train dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help image env test unit check format-check lint types imports format bench train-bundled release-model studio soak
+.PHONY: help image env test unit check format-check lint types imports format bench train-bundled release-model students studio soak
 .SUFFIXES:
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -85,15 +88,23 @@ train-bundled: $(STAMPS)/upscale $(STAMPS)/train ## train emoji-128 from nothing
 	"$(BIN)/fewstep" train emoji-128/denoiser --resume $(SET)
 	"$(BIN)/fewstep" export runs/emoji-128/denoiser/pipeline --out runs/emoji-128/bundle --name emoji-128 --replace
 
-release-model: $(STAMPS)/upscale $(STAMPS)/train ## from weights/emoji-128: bundle, figures, sheets and README pictures (half an hour)
-	"$(BIN)/fewstep" export weights/emoji-128 --out src/fewstep/bundled/emoji-128 --name emoji-128 --replace
+release-model: $(STAMPS)/upscale $(STAMPS)/train ## from the base in weights/emoji-128: students (hours; STUDENTS= keeps those there), bundle, figures, pictures
 	"$(BIN)/fewstep" data emoji-128
+	@if test -n "$(STUDENTS)"; then $(MAKE) --no-print-directory students; fi
+	"$(BIN)/fewstep" export weights/emoji-128 --out src/fewstep/bundled/emoji-128 --name emoji-128 --replace
 	"$(BIN)/python" benchmarks/autoencoder.py
 	"$(BIN)/python" benchmarks/prompt_grid.py
 	"$(BIN)/python" benchmarks/model_report.py
+	"$(BIN)/python" benchmarks/students.py weights/emoji-128 $(foreach name,$(STUDENTS),$(name)=runs/emoji-128/$(name))
+	"$(BIN)/python" benchmarks/steps_picture.py
 	"$(BIN)/python" benchmarks/first_picture.py
 	"$(BIN)/fewstep" generate --out $(VENV)/release -- "$(README_PROMPT)" > $(VENV)/release.txt
 	cp "$$(tail -n 1 $(VENV)/release.txt)" docs/results/red-apple.png
+
+students: $(STAMPS)/upscale $(STAMPS)/train # goes on where it stopped; the last one's stages go into the base
+	test -d .cache/emoji-128/latents || "$(BIN)/fewstep" data emoji-128 --autoencoder weights/emoji-128/vae
+	for name in $(filter-out lightning,$(STUDENTS)); do "$(BIN)/fewstep" distill emoji-128/$$name --resume $(SET) || exit 1; done
+	"$(BIN)/fewstep" distill emoji-128/lightning --resume $(SET) --into weights/emoji-128 $(LANDED)
 
 studio: ## the web studio
 	@test -d src/fewstep/studio || { echo "make studio: the studio is not written yet; use make image PROMPT=\"...\"" >&2; exit 1; }
