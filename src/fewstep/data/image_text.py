@@ -161,6 +161,27 @@ class ImageText:
         """Return centre crops float32 (B, 3, height, width) in [-1, 1]."""
         return _normalised([self._image(index, (0.5, 0.5))[0] for index in indices])
 
+    def view(self, index: int, place: tuple[float, float]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Return a sample cut at a place, and its own size.
+
+        Args:
+            index: of the sample.
+            place: where the cut lies, as of `cover`.
+
+        Returns:
+            uint8 (height, width, 3), and (width, height) in pixels before it was scaled.
+
+        Raises:
+            DataError: it went bad since the set was opened.
+        """
+        number = self._good[index]
+        try:
+            sample = self._source.read(number)
+            image = open_image(sample.image, name="image", max_pixels=self._max_pixels)
+        except DataError as error:
+            raise DataError(f"{self._source.key(number)}: {_reason(error)}; repair or remove it") from error
+        return cover(image, *self._size, place=place), (image.shape[1], image.shape[0])
+
     def captions(self, index: int) -> tuple[str]:
         """Return the one caption of a sample."""
         return (self._captions[index],)

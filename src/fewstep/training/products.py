@@ -1,4 +1,4 @@
-"""What a finished run leaves for others: a diffusers ``vae`` folder, a pipeline folder, or an evaluator.
+"""What a finished run leaves for others: a ``vae`` folder, a pipeline folder, an evaluator or an adapter.
 
 Checkpoints are for going on with training; these folders are what other tools open. All take the averaged
 weights of the newest complete checkpoint.
@@ -25,8 +25,8 @@ from fewstep.models import build, evaluator, features, load
 from fewstep.models.components import Components
 from fewstep.training import checkpointing
 from fewstep.training.datasets import open_dataset
-from fewstep.training.recipe import parse_recipe
-from fewstep.training.sections import AutoencoderRecipe, DenoiserRecipe, EvaluatorRecipe, Recipe
+from fewstep.training.recipe import AdapterRecipe, Recipe, parse_recipe
+from fewstep.training.sections import AutoencoderRecipe, DenoiserRecipe, EvaluatorRecipe
 
 _SCALE_IMAGES = 256
 _LEGAL = ("NOTICE", "attribution.json")
@@ -50,7 +50,7 @@ def run_recipe(run_folder: Path) -> Recipe:
 
 
 def finish(run_folder: Path) -> Path | None:
-    """Write ``vae``, ``pipeline`` or ``evaluator`` in a run's folder; None where the recipe asks for nothing.
+    """Write ``vae``, ``pipeline``, ``evaluator`` or an adapter in a run's folder; None if none is asked for.
 
     Cheap enough to do after every stop, so that the newest weights can be tried.
 
@@ -59,6 +59,10 @@ def finish(run_folder: Path) -> Path | None:
         CheckpointError: a part that cannot be loaded.
     """
     recipe = run_recipe(run_folder)
+    if isinstance(recipe, AdapterRecipe):
+        from fewstep.training import adapter_products
+
+        return adapter_products.finish(recipe, run_folder)
     if isinstance(recipe, AutoencoderRecipe):
         dataset = open_dataset(recipe.data)
         chosen = indices(recipe.seed, 0, min(_SCALE_IMAGES, len(dataset)), len(dataset))

@@ -14,22 +14,30 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fewstep.errors import NotFoundError, RecipeError, RunError
+from fewstep.training.adapter_sections import (
+    AdapterRecipe,
+    DreamboothRecipe,
+    LoraRecipe,
+    TextualInversionRecipe,
+)
 from fewstep.training.sections import (
-    RECIPES,
     AutoencoderRecipe,
     DenoiserRecipe,
     EvaluatorRecipe,
     LoopRecipe,
-    Recipe,
     explain,
 )
 
 __all__ = [
+    "AdapterRecipe",
     "AutoencoderRecipe",
     "Change",
     "DenoiserRecipe",
+    "DreamboothRecipe",
     "EvaluatorRecipe",
+    "LoraRecipe",
     "Recipe",
+    "TextualInversionRecipe",
     "check_resume",
     "dump_recipe",
     "load_recipe",
@@ -38,6 +46,24 @@ __all__ = [
     "recipe_names",
     "recipe_schema",
 ]
+
+Recipe = (
+    AutoencoderRecipe
+    | DenoiserRecipe
+    | EvaluatorRecipe
+    | LoraRecipe
+    | DreamboothRecipe
+    | TextualInversionRecipe
+)
+RECIPES: dict[str, type[Recipe]] = {
+    "autoencoder": AutoencoderRecipe,
+    "denoiser": DenoiserRecipe,
+    "evaluator": EvaluatorRecipe,
+    "lora": LoraRecipe,
+    "dreambooth": DreamboothRecipe,
+    "textual_inversion": TextualInversionRecipe,
+}
+"""Of ``fewstep train``, by ``kind``."""
 
 # What may differ on resume: it changes how long and how visibly the run goes on, not what it learns.
 RESUME_MAY_CHANGE = (

@@ -266,14 +266,6 @@ class EvaluatorRecipe(_ModelRecipe):
     """Name of a recipe folder whose ``evaluator.md`` becomes the card of the finished folder."""
 
 
-Recipe = AutoencoderRecipe | DenoiserRecipe | EvaluatorRecipe
-RECIPES: dict[str, type[Recipe]] = {
-    "autoencoder": AutoencoderRecipe,
-    "denoiser": DenoiserRecipe,
-    "evaluator": EvaluatorRecipe,
-}
-
-
 def explain(model: type[BaseModel], error: ValidationError) -> str:
     """Say in one line what is wrong where; an unknown key comes with the nearest right one."""
     messages = []

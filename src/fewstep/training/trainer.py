@@ -129,6 +129,7 @@ def make_task(recipe: Recipe, *, initial: bool = True) -> Task:
 
     Without ``initial`` the file of ``init_from`` is not read: a resumed run has its weights elsewhere.
     """
+    assert not isinstance(recipe, AdapterRecipe), "those need a run folder: fewstep.training.adapter_run"
     torch.manual_seed(recipe.seed)
     task: Task
     if isinstance(recipe, AutoencoderRecipe):

@@ -124,7 +124,8 @@ def test_every_recipe_that_comes_with_the_package_is_valid() -> None:
 
 def test_the_schema_tells_kinds_apart_and_closes_every_section() -> None:
     schema = recipe_schema()
-    assert set(schema["discriminator"]["mapping"]) == {"denoiser", "autoencoder", "evaluator"}
+    kinds = {"denoiser", "autoencoder", "evaluator", "lora", "dreambooth", "textual_inversion"}
+    assert set(schema["discriminator"]["mapping"]) == kinds
     for name, section in schema["$defs"].items():
         if section.get("type") == "object":
             assert section["additionalProperties"] is False, name

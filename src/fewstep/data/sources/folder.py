@@ -1,4 +1,4 @@
-"""A folder of images, each with its caption in a text file of the same name."""
+"""A folder of images, each with its caption in a text file of the same name or in ``metadata.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,28 @@ from fewstep.errors import DataError
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
+METADATA = "metadata.jsonl"
+"""One JSON object a line: ``file_name``, relative to the folder, and ``text``, as `datasets` reads it."""
+
+
 class FolderSource:
     """Images of a folder and its sub-folders: `b.jpg` has its caption in `b.txt`, its scores in `b.json`.
 
+    A `METADATA` file may have captions too; a text file goes before it.
+
+    Args:
+        folder: the folder.
+        caption: of images that have none; without it such an image is a bad sample.
+        read_all: let the fingerprint depend on what is in the images, for small folders.
+
     Raises:
-        DataError: no such folder, or no image in it.
+        DataError: no such folder, no image in it, or a broken `METADATA`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, caption: str | None = None, read_all: bool = False) -> None:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; give a folder of images with captions in .txt files")
-        self._folder = folder
+        self._folder, self._caption, self._read_all = folder, caption, read_all
         found = [
             Path(current, name).relative_to(folder)
             for current, _, names in os.walk(folder)
@@ -36,6 +47,7 @@ class FolderSource:
             raise DataError(
                 f"{folder}: no image in this folder; known endings are {', '.join(sorted(SUFFIXES))}"
             )
+        self._listed = _listed(folder / METADATA)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -51,22 +63,64 @@ class FolderSource:
             DataError: no caption file, or one that is not UTF-8.
         """
         image = self._folder / self._names[index]
-        caption = read_text(image.with_suffix(".txt"), "caption")
+        caption = self.caption(index)
         extra = image.with_suffix(".json")
         metadata: dict[str, Any] = {}
         if extra.is_file():
             metadata = read_object(read_text(extra, "metadata"))
         return Sample(self.key(index), image, caption, metadata)
 
+    def caption(self, index: int) -> str:
+        """Return a sample's caption.
+
+        Raises:
+            DataError: there is none, or it is not UTF-8.
+        """
+        beside = (self._folder / self._names[index]).with_suffix(".txt")
+        if not beside.is_file():
+            listed = self._listed.get(self.key(index), self._caption)
+            if listed is not None:
+                return listed
+        text = read_text(beside, "caption")
+        return text if text.strip() or self._caption is None else self._caption
+
     def fingerprint(self) -> str:
-        """Return a hash of the names, image sizes in bytes and captions; contents of images are not read."""
+        """Return a hash of names, image sizes in bytes and captions; of contents with ``read_all`` only."""
         digest = hashlib.sha256()
+        if self._listed or self._caption is not None:
+            digest.update(json.dumps([self._listed, self._caption], sort_keys=True).encode())
         for index, name in enumerate(self._names):
             image = self._folder / name
             caption = image.with_suffix(".txt")
             digest.update(f"{self.key(index)}\0{image.stat().st_size if image.is_file() else -1}\0".encode())
+            if self._read_all and image.is_file():
+                with image.open("rb") as handle:
+                    digest.update(hashlib.file_digest(handle, "sha256").digest())
             digest.update(caption.read_bytes() if caption.is_file() else b"\0missing")
         return digest.hexdigest()
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """Captions of a `METADATA` file by the image's name; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    found: dict[str, str] = {}
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); save it as UTF-8, or remove it") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = read_object(line)
+        except DataError as error:
+            raise DataError(f"{path}, line {number}: {error}; correct the line, or remove the file") from None
+        name, text = row.get("file_name"), row.get("text")
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise DataError(f"{path}, line {number}: no file_name with its text; give both as texts")
+        found[name] = text
+    return found
 
 
 def read_text(path: Path, what: str) -> str:
