@@ -30,7 +30,7 @@ COMMANDS: dict[str, str] = {
     "models": "List the models that can be used here.",
     "doctor": "Say what was found on this machine and what is missing.",
     "data": "Prepare training data.",
-    "train": "Train a model from a recipe.",
+    "train": "Train a model from a recipe, or teach one what is on a folder of pictures.",
     "distill": "Turn a teacher of many steps into a student of few.",
     "export": "Turn a pipeline folder into a runtime bundle that needs no PyTorch.",
     "evaluate": "Measure models on prompts, and lay them side by side.",

@@ -165,6 +165,8 @@ def _chosen(asked: Asked, name: str, base: Path, model: TaughtModel) -> dict[str
             raise UsageError(f"--minutes is {asked.minutes}: give a number above 0")
         images = asked.images or 10_000_000
     batch = 8 if small else 1
+    # of a run by the clock it is not known how far it will come
+    every = max(batch, images // 4) if asked.minutes is None else (2_000 if small else 250)
     trigger = asked.trigger
     if asked.kind == "embedding" and trigger is None:
         trigger = f"{re.sub('[^a-z0-9]+', '', name.lower()) or 'word'}-word"
@@ -179,7 +181,7 @@ def _chosen(asked: Asked, name: str, base: Path, model: TaughtModel) -> dict[str
         "schedule": {"kind": "constant", "warmup_images": 20 * batch},
         "stop": {"images": images, "hours": None if asked.minutes is None else asked.minutes / 60},
         "samples": {
-            "every_images": max(batch, min(images, 100_000) // 4),
+            "every_images": every,
             "num_inference_steps": contract.num_inference_steps,
             "guidance_scale": max(contract.guidance_scale, 0.0),
             "guidance_rescale": contract.guidance_rescale,
