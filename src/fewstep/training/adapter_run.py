@@ -23,7 +23,7 @@ from fewstep.training.adapter_sections import (
     LoraRecipe,
     Prior,
 )
-from fewstep.training.adapter_task import AdapterTask, encodes_live, teach
+from fewstep.training.adapter_task import AdapterTask, check_teachable, encodes_live, teach
 from fewstep.training.loop import Sampler
 
 _log = logging.getLogger("fewstep.training")
@@ -62,6 +62,7 @@ def prepare(
     if recipe.runtime.threads is not None:
         torch.set_num_threads(recipe.runtime.threads)
     model = open_base(recipe.base) if model is None else model
+    check_teachable(recipe, model)
     live = encodes_live(recipe)
     pictures = open_pictures(recipe, model, run_folder, prior=_prior(recipe, model, run_folder, report),
                              report=report)  # fmt: skip

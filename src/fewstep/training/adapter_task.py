@@ -158,6 +158,20 @@ def encodes_live(recipe: AdapterRecipe) -> bool:
     )
 
 
+def check_teachable(recipe: AdapterRecipe, model: TaughtModel) -> None:
+    """Refuse what a family cannot be taught, before anything is encoded.
+
+    Raises:
+        RecipeError: a word where T5 reads the prompt.
+    """
+    family = model.opened.family
+    if isinstance(recipe, TextualInversionRecipe) and family.text not in ("last", "sdxl"):
+        raise RecipeError(
+            f"{family.title} reads its text with T5, for which no file format of learnt words is agreed on; "
+            "train a LoRA"
+        )
+
+
 def default_levels(model: TaughtModel) -> NoiseLevels:
     """Times that a model's adapters are trained at: a student's own, else as its family was trained."""
     if model.student is not None:
@@ -201,13 +215,8 @@ def _lora(recipe: LoraRecipe, model: TaughtModel) -> LoraWeights:
 
 
 def _word(recipe: TextualInversionRecipe, model: TaughtModel) -> WordVectors:
-    family, word = model.opened.family, recipe.pictures.trigger
+    word = recipe.pictures.trigger
     assert word is not None
-    if family.text not in ("last", "sdxl"):
-        raise RecipeError(
-            f"{family.title} reads its text with T5, for which no file format of learnt words is agreed on; "
-            "train a LoRA"
-        )
     encoders: list[Any] = list(model.text.encoders)
     pairs = list(zip(encoders, model.tokenizers, strict=True))
     weights = WordVectors([start_vectors(e, t, recipe.start, recipe.vectors) for e, t in pairs])
