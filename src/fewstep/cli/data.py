@@ -13,17 +13,23 @@ from fewstep.cli.libraries import quiet_libraries
 from fewstep.cli.progress import progress
 from fewstep.errors import UsageError
 
-RECIPES = ("emoji-128",)
+STYLES = "styles"
+RECIPES = ("emoji-128", STYLES)
+PICTURES = 40
 CACHE = Path(".cache")
 
 
 def command(
     recipe: Annotated[
         str,
-        typer.Argument(help="emoji-128, or your own images: a folder, a .csv or .jsonl table, .tar shards."),
+        typer.Argument(
+            help="emoji-128; styles, the sets of its style adapters; or your own images: a folder, a .csv or "
+            ".jsonl table, .tar shards."
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Default .cache/RECIPE/drawings.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Default .cache/emoji-128/drawings, .cache/styles."),
     ] = None,
     packages: Annotated[
         Path | None,
@@ -53,6 +59,12 @@ def command(
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Own images: pixels that they are brought to.")
     ] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", help=f"styles: pictures of each style; default {PICTURES}.")
+    ] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="styles: the objects that are never trained, instead.")
+    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a set that was built from something else.")
     ] = False,
@@ -63,12 +75,28 @@ def command(
     Fetches the openly licensed emoji packages and renders their drawings; with --autoencoder also writes the
     text encoder and the cache of latents and embeddings beside them. What is there is kept.
 
+    Styles are folders of pictures with captions beside them, made from the same drawings in a way that no
+    emoji set has: what fewstep train lora learns a style from. All six, or those of --style.
+
     Own images are encoded into a cache for the data section of a denoiser recipe (source: cache).
     """
     if Path(recipe).exists():
         _own(Path(recipe), out, autoencoder, text, size, quiet)
         return
     choices.one_of("RECIPE", recipe, RECIPES)
+    if recipe == STYLES:
+        _styles(
+            out or CACHE / (f"{STYLES}-held-out" if held_out else STYLES),
+            packages,
+            styles,
+            n,
+            held_out,
+            replace,
+            quiet,
+        )
+        return
+    if n is not None or held_out:
+        raise UsageError(f"{recipe}: --n and --held-out belong to 'fewstep data {STYLES}'; leave them out")
     require("train", "resvg_py", "rendering the drawings")
     from fewstep.data import emoji, emoji_sets
 
@@ -101,6 +129,42 @@ def command(
         )
     output.note(f"{len(cache)} compositions, {len(cache.captions)} captions, key {cache.key[:10]}")
     output.result(str(beside / "latents"))
+
+
+def _styles(
+    out: Path,
+    packages: Path | None,
+    names: list[str] | None,
+    n: int | None,
+    held_out: bool,
+    replace: bool,
+    quiet: bool,
+) -> None:
+    """Write the sets of the style adapters."""
+    require("train", "resvg_py", "drawing the styles")
+    require("train", "scipy", "drawing the styles")
+    from fewstep.data import emoji_sets, style_sets
+
+    sets = style_sets.load_sets()
+    chosen = tuple(names) if names else tuple(sets.styles)
+    emoji_sets.check_known("style", chosen, tuple(sets.styles))
+    output.show_logs(quiet=quiet)
+    if packages is None:
+        wanted = tuple(dict.fromkeys(sets.styles[name].drawings for name in chosen))
+        packages = emoji_sets.fetch_packages(CACHE / "npm", wanted)
+    with progress("pictures", quiet=quiet) as report:
+        folders = style_sets.write_sets(
+            out,
+            sets,
+            packages,
+            styles=chosen,
+            held_out=held_out,
+            n=n if n is not None or held_out else PICTURES,
+            replace=replace,
+            on_progress=report,
+        )
+    for folder in folders.values():
+        output.result(str(folder))
 
 
 def _own(
