@@ -108,7 +108,7 @@ class TaughtModel:
             return self.downscale * int(self.opened.denoiser.config.get("patch_size") or 1)
         # every level of the U-Net but the last halves the latents
         levels = len(self.opened.denoiser.config.get("block_out_channels") or [1])
-        return self.downscale * 2 ** (levels - 1)
+        return self.downscale * (1 << (levels - 1))
 
     def caller(self) -> calls.Call:
         """How its denoiser is called."""

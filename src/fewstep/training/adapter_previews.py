@@ -42,20 +42,16 @@ def adapter_sampler(
         tables: texts of ``["", *recipe.samples.prompts]`` and, for a learnt word, behind them the same
             prompts with the words that it starts from: see `prompts`.
     """
+    own, count, wanted = recipe, len(recipe.samples.prompts), size(recipe.pictures, model)
 
-    def draw(modules: Mapping[str, nn.Module], _: LoopRecipe, images_seen: int) -> Image | None:
-        count = len(recipe.samples.prompts)
-        if not count:
-            return None
+    def draw(modules: Mapping[str, nn.Module], recipe: LoopRecipe, images_seen: int) -> Image | None:
         denoiser: Any = task.roles[ROLE].module
         columns = []
-        for strength in recipe.strengths:
-            without = strength == 0.0 and isinstance(recipe, TextualInversionRecipe)
+        for strength in own.strengths:
+            without = strength == 0.0 and isinstance(own, TextualInversionRecipe)
             rows = torch.arange(1, count + 1) + (count if without else 0)
-            with _strength(recipe, denoiser, strength):
-                columns.append(
-                    draw_pictures(model, denoiser, tables, rows, recipe.samples, size(recipe.pictures, model))
-                )
+            with _strength(own, denoiser, strength):
+                columns.append(draw_pictures(model, denoiser, tables, rows, own.samples, wanted))
         in_rows = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
         return grid(in_rows, columns=len(columns))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.checkpoint import atomic, safetensors
+from fewstep.checkpoint import atomic, bundle, safetensors
 from fewstep.checkpoint.adapters import names
 from fewstep.checkpoint.adapters.deltas import Delta, Lora
 from fewstep.checkpoint.adapters.reading import AdapterFile
@@ -168,7 +168,7 @@ def _write_folder(
     root = model.opened.folder
     with atomic.folder(out, replace=True) as made:
         if root is not None:
-            left_out = {model.part, load.STUDENTS}
+            left_out = {model.part, bundle.STUDENTS}
             for entry in sorted(root.iterdir()):
                 if entry.name in left_out or entry.name.startswith("."):
                     continue

@@ -64,6 +64,46 @@ def test_folder(folder: Path) -> None:
     assert FolderSource(folder).fingerprint() != before
 
 
+def test_captions_of_a_folder_from_metadata_and_for_all(folder: Path) -> None:
+    (folder / "a.txt").unlink()
+    (folder / "sub" / "b.txt").write_text(" \n")
+    with pytest.raises(DataError, match="no caption file"):
+        FolderSource(folder).read(0)
+    before = FolderSource(folder).fingerprint()
+    (folder / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "from the list"}\n\n{"file_name": "c.png", "text": "not this"}\n'
+    )
+    source = FolderSource(folder, caption="for all")
+    assert [source.caption(i).strip() for i in range(3)] == ["from the list", "a blue\n square", "for all"]
+    assert before != FolderSource(folder).fingerprint() != source.fingerprint()
+    for text, says in (("{", "line 1: not JSON"), ('{"file_name": "a.png"}', "no file_name with its text")):
+        (folder / "metadata.jsonl").write_text(text)
+        with pytest.raises(DataError, match=says):
+            FolderSource(folder)
+
+
+def test_a_fingerprint_of_contents_sees_another_picture_of_the_same_size(folder: Path) -> None:
+    before = [FolderSource(folder, read_all=read).fingerprint() for read in (False, True)]
+    image = folder / "a.png"
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1
+    image.write_bytes(bytes(content))
+    after = [FolderSource(folder, read_all=read).fingerprint() for read in (False, True)]
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+def test_view_cuts_where_it_is_told_and_says_the_size(folder: Path) -> None:
+    (folder / "c.png").unlink()
+    (folder / "c.txt").unlink()
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, :8] = 255
+    Image.fromarray(wide).save(folder / "a.png")
+    data = ImageText(FolderSource(folder), width=8, height=8, limit=1.0)
+    left, size = data.view(0, (0.0, 0.5))
+    right, _ = data.view(0, (1.0, 0.5))
+    assert size == (24, 8) and left.min() == 255 and right.max() == 0
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
 def test_table(folder: Path, kind: str) -> None:
     rows = [("a.png", "a red, square"), ("sub/b.png", "green")]
