@@ -294,3 +294,56 @@ def test_the_base_is_called_as_drawing_calls_it(trained: Trained, tmp_path: Path
         with torch.no_grad():
             found = denoiser(torch.from_numpy(x), torch.from_numpy(t), given)
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_is_taught_at_its_own_times(trained: Trained, tmp_path: Path) -> None:
+    import dataclasses
+    import shutil
+
+    from fewstep.models import load
+
+    base = tmp_path / "base"
+    shutil.copytree(trained.base, base)
+    model = open_base(Base(path=str(base)))
+    contract = dataclasses.replace(
+        model.contract, guidance="off", guidance_scale=1.0, num_inference_steps=2, allowed_steps=(1, 2),
+        spacing="trailing", solver="ddim",
+    )  # fmt: skip
+    with torch.no_grad():
+        model.network.conv_in.weight.add_(1.0)
+    load.save_student(base, "two", model.network, contract, half=False)
+    recipe = recipe_for(base, trained.pictures, "lora", "base.student=two", "lora.rank=2")
+    prepared = prepare(recipe, tmp_path / "run")
+    student = prepared.task.model
+    assert torch.equal(student.network.conv_in.weight, model.network.conv_in.weight)
+    facts = json.loads((tmp_path / "run" / adapter_products.FACTS).read_text())
+    assert facts["header"]["ss_new_sd_model_hash"] == safetensors.folder_hash(base / "students" / "two")
+    rng = np.random.default_rng(0)
+    sample = prepared.pictures.batch(np.array([0]), rng)
+    assert {float(prepared.task.draw(sample, rng)["t"][0]) for _ in range(40)} == {499.0, 999.0}
+    losses, _ = part_of_a_step(prepared)
+    assert losses.isfinite().all()
+
+
+def test_the_memory_estimate_counts_weights_and_what_backward_needs(trained: Trained, tmp_path: Path) -> None:
+    from fewstep.training import adapter_memory
+
+    found = {}
+    for checkpointing_on in (False, True):
+        recipe = recipe_for(
+            trained.base,
+            trained.pictures,
+            "lora",
+            f"runtime.gradient_checkpointing={str(checkpointing_on).lower()}",
+            "lora.rank=2",
+            "ema={}",
+        )
+        prepared = prepare(recipe, tmp_path / str(checkpointing_on))
+        prepared.task.roles[ROLE].module.train()
+        found[checkpointing_on] = adapter_memory.estimate(prepared.task, prepared.pictures)
+    network = open_base(Base(path=str(trained.base))).network
+    plain = sum(p.nbytes for p in network.parameters())
+    own = sum(p.nbytes for p in prepared.task.roles[ROLE].weights.parameters())
+    assert found[False].networks == found[True].networks == plain + own
+    assert found[False].optimiser == 4 * own  # gradients, two averages of AdamW, and that of the weights
+    assert 0 < found[True].activations < found[False].activations

@@ -119,7 +119,12 @@ def use(recipe: AdapterRecipe, model: TaughtModel, out: Path) -> str:
         own = ["--checkpoint", str(out)] if base.folder is not None else [*where, "--unet", str(out)]
         return shlex.join(["fewstep", "generate", prompt, *own])
     word = recipe.pictures.trigger
-    return f"pipe.load_textual_inversion({str(out)!r}, token={word!r}) in diffusers, or as A1111's embeddings"
+    assert word is not None
+    if any("CLIP" in base.parts[part].class_name for part in base.text_parts):
+        # an embedding is called by the name of its file
+        options = [*where, "--embeddings-dir", str(out.parent)]
+        return shlex.join(["fewstep", "generate", prompt.replace(word, out.stem), *options])
+    return f"pipe.load_textual_inversion({str(out)!r}, token={word!r}) in diffusers"
 
 
 def _name(asked: Asked) -> str:
@@ -130,8 +135,10 @@ def _name(asked: Asked) -> str:
         if NAME.fullmatch(name) is None:
             raise UsageError(f"--out is {asked.out}: name the file with letters, digits and . _ - only")
         return name
-    found = re.sub(r"[^A-Za-z0-9._-]+", "-", asked.folder.resolve().name).strip("-.")[:100]
-    return found or asked.kind
+    if asked.kind == "embedding" and asked.trigger is not None and NAME.fullmatch(asked.trigger):
+        return asked.trigger
+    found = re.sub(r"[^A-Za-z0-9._-]+", "-", asked.folder.resolve().name).strip("-.")[:90] or asked.kind
+    return f"{found}-word" if asked.kind == "embedding" else found
 
 
 def _base_path(asked: Asked) -> Path:
@@ -169,7 +176,7 @@ def _chosen(asked: Asked, name: str, base: Path, model: TaughtModel) -> dict[str
     every = max(batch, images // 4) if asked.minutes is None else (2_000 if small else 250)
     trigger = asked.trigger
     if asked.kind == "embedding" and trigger is None:
-        trigger = f"{re.sub('[^a-z0-9]+', '', name.lower()) or 'word'}-word"
+        trigger = name
     contract = model.contract
     values: dict[str, Any] = {
         "kind": KINDS[asked.kind],

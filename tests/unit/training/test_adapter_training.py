@@ -60,7 +60,7 @@ def test_recipes_are_strict_and_come_back_equal(kind: str) -> None:
     recipe = parse_recipe(MINIMAL.format(kind=kind))
     assert parse_recipe(dump_recipe(recipe)) == recipe
     for wrong, says in (
-        ("pictures.triger=a", "did you mean 'pictures.trigger'"),
+        ("pictures.triger=a", "did you mean 'trigger'"),
         ("name='a:b'", "name is 'a:b'"),
         ("name='../a'", "name is"),
         ("pictures.trigger='<lora'", "trigger is"),
