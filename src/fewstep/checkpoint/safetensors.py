@@ -1,7 +1,7 @@
 """Weights on disk: safetensors files, read by content and written atomically, and their hashes.
 
-A file is judged by its bytes, never by its name: a pickle that is called ``model.safetensors`` is refused as
-a pickle. The plain functions use numpy; the ``_torch`` ones import torch when they are called.
+What a file is, `fewstep.checkpoint.header` says. The plain functions use numpy; the ``_torch`` ones import
+torch when they are called.
 """
 
 from __future__ import annotations
@@ -17,13 +17,25 @@ import numpy as np
 import safetensors
 from safetensors import SafetensorError
 
-from fewstep.checkpoint import atomic
+from fewstep.checkpoint import atomic, header
+from fewstep.checkpoint.header import check_content, is_pickle
 from fewstep.errors import CheckpointError, NotFoundError, OutputError
 
 if TYPE_CHECKING:
     import torch
 
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
+__all__ = [
+    "check_content",
+    "folder_hash",
+    "is_pickle",
+    "load",
+    "load_torch",
+    "read_metadata",
+    "save",
+    "save_torch",
+    "sha256_file",
+]
+
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin"})
 
 
@@ -91,51 +103,7 @@ def save_torch(
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The free text metadata in a safetensors header; empty when there is none. Raises as `load` does."""
-    file = check_content(path)
-    with _as_checkpoint_error(file), safetensors.safe_open(file, framework="np") as handle:
-        return dict(handle.metadata() or {})
-
-
-def check_content(path: str | os.PathLike[str]) -> Path:
-    """Refuse what is not a safetensors file, by its first bytes and its size.
-
-    Returns:
-        The path, when the header length is plausible and the header opens a JSON object.
-
-    Raises:
-        NotFoundError: no such file.
-        CheckpointError: a pickle under whatever name, or not safetensors at all.
-    """
-    file = Path(path)
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as handle:
-            head = handle.read(16)
-    except FileNotFoundError:
-        raise NotFoundError(f"{file}: no such file; check the path") from None
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); give a readable file") from error
-    if _opens_safetensors(head, size):
-        return file
-    if _looks_like_pickle(head) or file.suffix.lower() in {".ckpt", ".pt", ".pth"}:
-        raise CheckpointError(
-            f"{file}: a pickle checkpoint, which could run code when read; "
-            "convert it once with: fewstep convert --allow-pickle"
-        )
-    raise CheckpointError(
-        f"{file}: not a safetensors file ({size} bytes, broken header); download or export it again"
-    )
-
-
-def is_pickle(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a pickle by its first bytes, whatever its name; False when it cannot be read."""
-    file = Path(path)
-    try:
-        with file.open("rb") as handle:
-            head = handle.read(16)
-        return _looks_like_pickle(head) and not _opens_safetensors(head, file.stat().st_size)
-    except OSError:
-        return False
+    return header.read(path).metadata
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -176,20 +144,6 @@ def _weight_files(root: Path) -> Iterator[str]:
         ours = not hidden and relative.parts[0] != "students"
         if path.suffix.lower() in _WEIGHT_SUFFIXES and ours and path.is_file():
             yield relative.as_posix()
-
-
-def _opens_safetensors(head: bytes, size: int) -> bool:
-    length = int.from_bytes(head[:8], "little")
-    return len(head) >= 10 and head[8:9] == b"{" and 2 <= length <= min(size - 8, _MAX_HEADER)
-
-
-def _looks_like_pickle(head: bytes) -> bool:
-    # torch zip files; pickle protocols 2 to 5; protocol 0 opens with "(" or "c" and printable text
-    return (
-        head[:4] == b"PK\x03\x04"
-        or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
-        or (head[:1] in (b"(", b"c", b"}", b"]") and b"\x00" not in head[:8])
-    )
 
 
 @contextlib.contextmanager

@@ -10,38 +10,19 @@ Tensors need torch, which is imported when one is read.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
-from fewstep.checkpoint import atomic, half
+from fewstep.checkpoint import atomic, half, header
+from fewstep.checkpoint.header import MAX_HEADER, Entry, Shape, check_content
 from fewstep.checkpoint.naming import shown
-from fewstep.checkpoint.safetensors import check_content
 from fewstep.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-Shape = tuple[int, ...]
-
-MAX_HEADER = 32_000_000
-"""Bytes; a header of SDXL has 0.35 million. Parsed JSON takes a multiple of this in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a header says of a tensor: its type as safetensors names it (``F16``), and its shape."""
-
-    dtype: str
-    shape: Shape
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the values."""
-        return math.prod(self.shape) * half.SIZES[self.dtype]
+__all__ = ["MAX_HEADER", "Entry", "Shape", "Store", "TensorFile", "write"]
 
 
 class Store(Protocol):
@@ -76,15 +57,15 @@ class TensorFile:
         self._file: BinaryIO = self.path.open("rb")
         try:
             self._stamp = self._now()
-            length = int.from_bytes(self._file.read(8), "little")
-            if length > MAX_HEADER:
-                raise CheckpointError(
-                    f"{self.path}: its header has {length} bytes, more than the {MAX_HEADER} that are read; "
-                    "download or export it again"
-                )
-            places, self.metadata = _parse(self.path, self._file.read(length), self._stamp[0] - 8 - length)
-            self._places = {name: (entry, 8 + length + begin) for name, (entry, begin) in places.items()}
-            self.entries = {name: entry for name, (entry, _) in self._places.items()}
+            found = header.read_open(self.path, self._file)
+            for name, entry in found.entries.items():
+                if entry.dtype not in half.SIZES:
+                    raise CheckpointError(
+                        f"{self.path}: {shown(name)} is of the type {entry.dtype}, which is not read; "
+                        "give a file of fp32, fp16, bf16 or fp8"
+                    )
+            self.entries, self.metadata = dict(found.entries), found.metadata
+            self._offsets = found.offsets
         except BaseException:
             self._file.close()
             raise
@@ -103,7 +84,7 @@ class TensorFile:
         """
         import torch
 
-        entry, offset = self._places[name]
+        entry, offset = self.entries[name], self._offsets[name]
         shape, size = entry.shape, entry.nbytes
         if rows is not None:
             row = size // shape[0] if shape[0] else 0
@@ -151,18 +132,18 @@ def write(
     import torch
 
     order = sorted(plan, key=lambda name: (-half.RANKS[plan[name].dtype], name))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    described: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     places: dict[str, int] = {}
     end = 0
     for name in order:
         entry = plan[name]
         places[name], end = end, end + entry.nbytes
-        header[name] = {
+        described[name] = {
             "dtype": entry.dtype,
             "shape": list(entry.shape),
             "data_offsets": [places[name], end],
         }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     with atomic.file(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -175,49 +156,3 @@ def write(
             if entry.nbytes:
                 file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         assert not places, f"missing: {sorted(places)[:3]}"
-
-
-def _parse(path: Path, data: bytes, size: int) -> tuple[dict[str, tuple[Entry, int]], dict[str, str]]:
-    """Entries with their offsets, and metadata, of a header that describes ``size`` bytes exactly."""
-    try:
-        header = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
-        metadata = header.pop("__metadata__", {})
-        if not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("metadata that are not texts")
-        found = [(*_extent(value), name) for name, value in header.items()]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = shown(str(error)) or type(error).__name__
-        raise CheckpointError(f"{path}: broken header ({reason}); download or export it again") from None
-    end = 0
-    places: dict[str, tuple[Entry, int]] = {}
-    # Empty tensors share their place with the one behind them.
-    for begin, stop, entry, name in sorted(found, key=lambda item: item[:2]):
-        if begin != end or stop - begin != entry.nbytes:
-            raise CheckpointError(
-                f"{path}: broken header ({shown(name)} is not in its place); download or export it again"
-            )
-        places[name], end = (entry, begin), stop
-    if end != size:
-        raise CheckpointError(
-            f"{path}: {size} bytes of values, and the header describes {end}; download or export it again"
-        )
-    return places, metadata
-
-
-def _extent(value: Any) -> tuple[int, int, Entry]:
-    dtype, shape, (begin, stop) = value["dtype"], value["shape"], value["data_offsets"]
-    numbers = [*shape, begin, stop]
-    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise ValueError("shapes or offsets that are not natural numbers")
-    if len(value) != 3 or len(shape) > 8:
-        raise ValueError("a tensor with unknown fields or too many dimensions")
-    if dtype not in half.SIZES:
-        raise ValueError(f"type {dtype!r}, which is not read")
-    return begin, stop, Entry(dtype, tuple(shape))
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name that stands there twice")
-    return found

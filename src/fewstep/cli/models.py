@@ -1,29 +1,44 @@
-"""``fewstep models``: what ``--model`` takes on this machine, and fetching more."""
+"""``fewstep models``: what ``--model`` takes on this machine, names for what lies elsewhere, downloads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewstep.cli import choices, output
+from fewstep.cli.info_folders import student_facts
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
-    from fewstep.diffusion.contract import SamplingContract
     from fewstep.engine.registry import ModelEntry
 
 
-ACTIONS = ("list", "download")
+ACTIONS = ("list", "add", "show", "remove", "download")
+_OPTIONS = {
+    "list": frozenset({"--models-dir"}),
+    "add": frozenset({"--models-dir", "NAME", "PATH", "--replace"}),
+    "show": frozenset({"--models-dir", "NAME"}),
+    "remove": frozenset({"NAME", "--delete"}),
+    "download": frozenset({"--models-dir", "NAME", "--file", "--name", "--replace", "--quiet"}),
+}
+"""What each action takes."""
 
 
 def command(
-    action: Annotated[str, typer.Argument(metavar="list|download", help="What to do.")] = "list",
-    repository: Annotated[
+    action: Annotated[
+        str, typer.Argument(metavar="|".join(ACTIONS), help="What to do; list without any.")
+    ] = "list",
+    name: Annotated[
         str | None,
-        typer.Argument(metavar="OWNER/NAME[@REVISION]", help="What to download from the Hugging Face hub."),
+        typer.Argument(
+            metavar="NAME|OWNER/NAME[@REVISION]",
+            help="Name of a model; of a download the repository on the Hugging Face hub.",
+        ),
+    ] = None,
+    path: Annotated[
+        Path | None, typer.Argument(metavar="PATH", help="File or folder that add gives the name to.")
     ] = None,
     models_dir: Annotated[
         list[Path] | None,
@@ -36,25 +51,75 @@ def command(
     file: Annotated[
         str | None, typer.Option("--file", metavar="NAME", help="Download only this file of the repository.")
     ] = None,
+    given: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of what is downloaded; default its own."),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Give the name to this model, though another has it.")
+    ] = False,
+    delete: Annotated[
+        bool,
+        typer.Option("--delete", help="Delete the files too, if fewstep downloaded them."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List the models that can be used here: the names that generate --model takes. Or download one.
+    """List, name, show, forget and download models: the names are what generate --model takes.
 
-    They are looked for in the folders of --models-dir, of the variable FEWSTEP_MODELS, in the package, and in
-    the user's data folder. The one that is used when none is named is marked with a star. Students are listed
-    with the step counts that they draw in. Weight files that are no models, such as adapters, are listed as
-    what they are. A download goes into the user's data folder; nothing else of fewstep downloads a model.
+    Models are looked for in the folders of --models-dir, of the variable FEWSTEP_MODELS, in the package, in
+    the user's data folder, and under the names that add and download gave. The one that is used when none is
+    named is marked with a star. Students are listed with the step counts that they draw in. Weight files that
+    are no models, such as adapters, are listed as what they are.
+
+    add NAME PATH gives a name to a file or folder, wherever it lies; the name is a key and no path. show NAME
+    says what a model is. remove NAME forgets a name that was given; files are deleted only with --delete, and
+    only those that fewstep downloaded. download OWNER/NAME fetches a model from the Hugging Face hub; nothing
+    else of fewstep downloads one.
     """
     choices.one_of("ACTION", action, ACTIONS)
-    if action == "download":
-        _download(repository, models_dir or [], file, as_json=as_json)
+    for option, value in (
+        ("NAME", name),
+        ("PATH", path),
+        ("--models-dir", models_dir),
+        ("--file", file),
+        ("--name", given),
+        ("--replace", replace),
+        ("--delete", delete),
+        ("--quiet", quiet),
+    ):
+        if value and option not in _OPTIONS[action]:
+            takers = " and ".join(other for other in ACTIONS if option in _OPTIONS[other])
+            raise UsageError(f"{option} is {str(value)!r}: it is for fewstep models {takers}")
+    folders = models_dir or []
+    if action == "list":
+        _list(folders, as_json=as_json)
         return
-    for option, value in (("OWNER/NAME", repository), ("--file", file)):
-        if value is not None:
-            raise UsageError(f"{option} is {value!r}: it is for fewstep models download")
-    found, others = known(models_dir or []), other_files(models_dir or [])
+    from fewstep.cli import named_models
+
+    if name is None:
+        example = {"add": "NAME PATH", "download": "owner/name or owner/name@revision"}.get(action, "NAME")
+        raise UsageError(f"fewstep models {action}: give {example}")
+    match action:
+        case "add":
+            if path is None:
+                raise UsageError(f"fewstep models add {name}: give the PATH of its file or folder too")
+            named_models.add(name, path, folders, replace=replace, as_json=as_json)
+        case "show":
+            named_models.show(name, folders, as_json=as_json)
+        case "remove":
+            named_models.remove(name, delete=delete, as_json=as_json)
+        case "download":
+            named_models.download(
+                name, folders, file=file, given=given, replace=replace, quiet=quiet, as_json=as_json
+            )
+
+
+def _list(folders: list[Path], *, as_json: bool) -> None:
+    output.show_logs(quiet=True)  # a broken list of names is said there
+    found, others, gone = known(folders), other_files(folders), missing()
     if as_json:
-        output.result_json({"models": found, "others": others}, indent=2)
+        output.result_json({"models": found, "others": others, "missing": gone}, indent=2)
         return
     rows = [("", "name", "kind", "MB", "students", "from", "folder")]
     rows += [
@@ -73,11 +138,23 @@ def command(
         ("-", one["name"], one["kind"], f"{one['bytes'] / 1e6:.1f}", "", one["origin"], one["path"])
         for one in others
     ]
+    rows += [("?", one["name"], one["kind"], "", "", "not there", one["path"]) for one in gone]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         output.result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if not found:
         output.note("no model found: run fewstep doctor")
+
+
+def missing() -> list[dict[str, Any]]:
+    """Return every name whose file or folder is no longer there, as JSON-able facts."""
+    from fewstep.engine import registry
+
+    return [
+        {"name": model.name, "kind": model.kind, "path": str(model.path)}
+        for model in registry.named().values()
+        if not model.path.exists()
+    ]
 
 
 def other_files(folders: list[Path]) -> list[dict[str, Any]]:
@@ -94,26 +171,6 @@ def other_files(folders: list[Path]) -> list[dict[str, Any]]:
         }
         for one in registry.others(folders)
     ]
-
-
-def _download(repository: str | None, folders: list[Path], file: str | None, *, as_json: bool) -> None:
-    from fewstep.engine import registry
-    from fewstep.models import hub
-
-    if repository is None:
-        raise UsageError("fewstep models download: give owner/name or owner/name@revision")
-    reference = hub.read_reference(repository)
-
-    def announce(files: Sequence[hub.RemoteFile], commit: str) -> None:
-        size = sum(one.size for one in files) / 1e6
-        output.note(f"{reference.repository} at commit {commit}: {len(files)} files, {size:.1f} MB")
-
-    into = folders[0] if folders else registry.user_folder()
-    path = hub.download(reference, into, file=file, announce=announce)
-    if as_json:
-        output.result_json({"path": str(path)})
-    else:
-        output.result(str(path))
 
 
 def known(folders: list[Path]) -> list[dict[str, Any]]:
@@ -144,15 +201,6 @@ def students_line(model: dict[str, Any]) -> str:
     return "; ".join(
         f"{student['name']} {','.join(map(str, student['steps']))}" for student in model["students"]
     )
-
-
-def student_facts(contract: SamplingContract) -> dict[str, Any]:
-    """Return what a person wants to know of a student: its method, and how it draws."""
-    return {
-        "method": contract.method,
-        "steps": list(contract.allowed_steps or (contract.num_inference_steps,)),
-        "solver": contract.solver,
-    }
 
 
 def _students(entry: ModelEntry) -> list[dict[str, Any]]:

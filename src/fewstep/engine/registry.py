@@ -1,19 +1,24 @@
-"""Which models there are: bundled, in the folders of ``FEWSTEP_MODELS``, and in the user's data folder.
+"""Which models there are: bundled, in the folders of ``FEWSTEP_MODELS``, in the user's data folder, named.
 
 A model is found by its name, never by a path: a name from a request must not reach other folders. What a
-single file is, its header says; no tensor is read for it, and nothing is remembered.
+single file is, its header says; no tensor is read for it. Names that the operator gave to files and folders
+elsewhere stand in `fewstep.engine.names`; nothing else is remembered.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from fewstep.checkpoint import bundle
+from fewstep.engine import names
 from fewstep.errors import CheckpointError, NotFoundError
 
 DEFAULT = "emoji-128"
@@ -31,6 +36,8 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
 """What each engine draws with."""
 
 _SUFFIX = ".safetensors"
+NAMED = "named"
+"""Where a model comes from that has its name from the operator."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +49,7 @@ class ModelEntry:
     """A file for the kind ``checkpoint``."""
     kind: Kind
     origin: str
-    """``bundled``, ``FEWSTEP_MODELS``, ``--models-dir`` or ``user``."""
+    """``bundled``, ``FEWSTEP_MODELS``, ``--models-dir``, ``user``, or ``named`` by `fewstep.engine.names`."""
     size: int
     """Bytes of all files."""
 
@@ -69,6 +76,9 @@ def models(extra: Sequence[Path] = ()) -> list[ModelEntry]:
     for origin, path in _paths(extra):
         if (entry := _entry(path, origin)) is not None:
             seen.setdefault((entry.name, entry.kind), entry)
+    for model in named().values():
+        if (entry := _named_entry(model)) is not None:
+            seen.setdefault((entry.name, entry.kind), entry)
     return list(seen.values())
 
 
@@ -79,7 +89,50 @@ def others(extra: Sequence[Path] = ()) -> list[OtherFile]:
         if path.name.endswith(_SUFFIX) and path.is_file() and (what := _what(path)) != "checkpoint":
             size = path.stat().st_size
             found.append(OtherFile(name=path.stem, path=path, what=what, origin=origin, size=size))
+    found += [
+        OtherFile(name=model.name, path=model.path, what=model.kind, origin=NAMED, size=model.size)
+        for model in named().values()
+        if model.kind not in _ORDER and model.path.exists()
+    ]
     return found
+
+
+def named() -> dict[str, names.NamedModel]:
+    """The names that were given; none, and a warning in the log, where their file is broken."""
+    try:
+        return names.read()
+    except CheckpointError as error:
+        _warn(str(error))
+        return {}
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Once: a listing asks for the names several times."""
+    logging.getLogger(__name__).warning("%s", text)
+
+
+def identify(path: Path) -> tuple[str, str | None, int]:
+    """What a model's file or folder is: (kind, family, bytes), as `fewstep.engine.names.NamedModel` has them.
+
+    Raises:
+        NotFoundError: nothing is there.
+        CheckpointError: it is no model folder, a pickle, a broken file or one of no known kind.
+    """
+    from fewstep.checkpoint.detect import detect
+    from fewstep.checkpoint.tensorfile import TensorFile
+    from fewstep.models import families
+
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such file or folder; check the path")
+    if bundle.is_bundle(path):
+        opened = bundle.open_bundle(path)
+        return "bundle", None, sum(entry.size for entry in opened.files.values())
+    if path.is_dir():
+        return "pipeline", families.read_index(path).family.name, _size(path)
+    with TensorFile(path) as file:
+        found = detect(file.entries, file.metadata, path.name)
+    return found.kind, found.family, path.stat().st_size
 
 
 def find(
@@ -103,19 +156,24 @@ def find(
         if _may_be(path, wanted) and (entry := _entry(path, origin)) is not None
         if entry.name == wanted and entry.kind in kinds
     ]
+    given = named().get(unicodedata.normalize("NFC", wanted))
+    if given is not None and (entry := _named_entry(given)) is not None and entry.kind in kinds:
+        matches.append(entry)
     if matches:
         return min(matches, key=lambda entry: _ORDER.index(entry.kind))
     known = [entry for entry in models(extra) if entry.kind in kinds]
     if name is None and known:
         return known[0]
-    names = ", ".join(dict.fromkeys(entry.name for entry in known)) or "none"
+    there = ", ".join(dict.fromkeys(entry.name for entry in known)) or "none"
+    if given is not None:
+        raise NotFoundError(_unfit(given))
     if "/" in wanted or "\\" in wanted or ".." in wanted:
         raise NotFoundError(
-            f"model {wanted!r}: a model is named, not given as a path; there are: {names} "
+            f"model {wanted!r}: a model is named, not given as a path; there are: {there} "
             "(name more folders with --models-dir or FEWSTEP_MODELS)"
         )
     raise NotFoundError(
-        f"model {wanted!r}: not found; there are: {names} (look with: fewstep models; name more folders with "
+        f"model {wanted!r}: not found; there are: {there} (look with: fewstep models; name more folders with "
         "--models-dir or FEWSTEP_MODELS)"
     )
 
@@ -200,8 +258,41 @@ def _entry(path: Path, origin: str) -> ModelEntry | None:
     else:
         return None
     name = _bundle_name(path) if kind == "bundle" else path.resolve().name
-    size = sum(inside.stat().st_size for inside in path.rglob("*") if inside.is_file())
-    return ModelEntry(name=name, folder=path, kind=kind, origin=origin, size=size)
+    return ModelEntry(name=name, folder=path, kind=kind, origin=origin, size=_size(path))
+
+
+def _named_entry(model: names.NamedModel) -> ModelEntry | None:
+    """A named model, when it is one that draws and is still there."""
+    there = model.path.is_file() if model.kind == "checkpoint" else _is_model_folder(model.path)
+    if model.kind not in _ORDER or not there:
+        return None
+    return ModelEntry(
+        name=model.name, folder=model.path, kind=cast("Kind", model.kind), origin=NAMED, size=model.size
+    )
+
+
+def _unfit(model: names.NamedModel) -> str:
+    """Why a name that was given draws nothing."""
+    if not model.path.exists():
+        return (
+            f"model {model.name!r}: {model.path} is no longer there; put it back, or forget the name with: "
+            f"fewstep models remove {model.name}"
+        )
+    use = {
+        "lora": f"an adapter; give a model, and --lora {model.path.stem} --loras-dir {model.path.parent}",
+        "denoiser": f"a denoiser alone; give the model that it belongs to, and --unet {model.path}",
+        "vae": f"an autoencoder; give a model, and --vae {model.path}",
+        "taesd": f"a tiny autoencoder; give a model, and --vae {model.path}",
+    }
+    article = "an" if model.kind[:1] in "aeiou" else "a"
+    what = use.get(
+        model.kind, f"{article} {model.kind}, of another kind than is drawn with here; give a whole model"
+    )
+    return f"model {model.name!r} is {what}"
+
+
+def _size(path: Path) -> int:
+    return sum(inside.stat().st_size for inside in path.rglob("*") if inside.is_file())
 
 
 def _what(path: Path) -> str:

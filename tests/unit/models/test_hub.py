@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,11 @@ def pipeline(value: float) -> dict[str, bytes]:
     }
 
 
+def blob(data: bytes) -> str:
+    """As ``git hash-object`` prints it."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
 class Fake:
     """A hub whose ``main`` moves on with every question."""
 
@@ -53,15 +59,21 @@ class Fake:
         ]
         return commit, found
 
-    def fetch(self, repository: str, commit: str, name: str, folder: Path) -> None:
+    def fetch(
+        self,
+        repository: str,
+        commit: str,
+        wanted: hub.RemoteFile,
+        path: Path,
+        on_bytes: Callable[[int], None],
+    ) -> None:
         if commit not in self.versions:
             commit = COMMITS[len(self.versions) - 1]  # a branch: what it is by now
-        if name == self.stop_at:
+        if wanted.name == self.stop_at:
             raise OSError("connection reset")
-        self.fetched.append((commit, name))
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.versions[commit][name])
+        self.fetched.append((commit, wanted.name))
+        path.write_bytes(self.versions[commit][wanted.name])
+        on_bytes(path.stat().st_size)
 
 
 REFERENCE = hub.read_reference("owner/tiny")
@@ -70,9 +82,17 @@ REFERENCE = hub.read_reference("owner/tiny")
 def test_A12_all_files_are_of_one_commit_though_the_repository_moves_on(tmp_path):
     fake = Fake(pipeline(1.0), pipeline(2.0))
     said = []
-    path = hub.download(
-        REFERENCE, tmp_path, hub=fake, announce=lambda files, commit: said.append((files, commit))
+    told = []
+    made = hub.download(
+        REFERENCE,
+        tmp_path,
+        hub=fake,
+        announce=lambda files, commit: said.append((files, commit)),
+        on_bytes=lambda here, total: told.append((here, total)),
     )
+    path = made.path
+    assert made.commit == COMMITS[0] and set(made.files) == {*pipeline(1.0), hub.ORIGIN}
+    assert told == sorted(told) and told[-1] == (told[-1][1],) * 2
     assert fake.asked == ["main"]
     assert {commit for commit, _ in fake.fetched} == {COMMITS[0]}
     assert path == tmp_path / "tiny"
@@ -92,7 +112,7 @@ def test_A12_a_stopped_download_goes_on_with_its_commit(tmp_path):
     assert not (tmp_path / "tiny").exists()
     assert [path.name for path in tmp_path.iterdir()] == [".tiny.partial"]
     fake.stop_at = None
-    path = hub.download(REFERENCE, tmp_path, hub=fake)
+    path = hub.download(REFERENCE, tmp_path, hub=fake).path
     assert {commit for commit, _ in fake.fetched} == {COMMITS[0]}
     assert (path / "vae/diffusion_pytorch_model.safetensors").read_bytes() == weights(2.0)
     assert not (tmp_path / ".tiny.partial").exists()
@@ -104,7 +124,7 @@ def test_another_revision_does_not_go_on_with_the_files_of_the_first(tmp_path):
     with pytest.raises(OutputError):
         hub.download(REFERENCE, tmp_path, hub=fake)
     fake.stop_at = None
-    path = hub.download(hub.read_reference(f"owner/tiny@{COMMITS[1]}"), tmp_path, hub=fake)
+    path = hub.download(hub.read_reference(f"owner/tiny@{COMMITS[1]}"), tmp_path, hub=fake).path
     assert (path / "unet/diffusion_pytorch_model.safetensors").read_bytes() == weights(2.0)
     assert json.loads((path / hub.ORIGIN).read_text())["commit"] == COMMITS[1]
 
@@ -132,7 +152,7 @@ def test_only_what_is_on_the_list_is_fetched(tmp_path):
 def test_half_precision_is_taken_where_there_is_any(tmp_path):
     half = {"unet/diffusion_pytorch_model.fp16.safetensors": weights(0.5)}
     fake = Fake({**pipeline(1.0), **half})
-    path = hub.download(REFERENCE, tmp_path, hub=fake)
+    path = hub.download(REFERENCE, tmp_path, hub=fake).path
     assert [one.name for one in sorted((path / "unet").glob("*.safetensors"))] == [
         "diffusion_pytorch_model.fp16.safetensors"
     ]
@@ -153,10 +173,10 @@ def test_what_is_not_what_the_hub_said_is_refused(how, tmp_path):
                 ]
             return commit, found
 
-        def fetch(self, repository, commit, file, folder):
-            super().fetch(repository, commit, file, folder)
-            if file == name:
-                (folder / name).write_bytes(bad)
+        def fetch(self, repository, commit, wanted, path, on_bytes):
+            super().fetch(repository, commit, wanted, path, on_bytes)
+            if wanted.name == name:
+                path.write_bytes(bad)
 
     with pytest.raises(CheckpointError, match="a pickle checkpoint" if how == "pickle" else "came broken"):
         hub.download(REFERENCE, tmp_path, hub=Lying(pipeline(1.0)))
@@ -169,7 +189,9 @@ def test_a_repository_of_files_needs_the_name_of_one(tmp_path):
     with pytest.raises(UsageError, match=r"2 weight files; give one with --file: sdxl_lightning_4step_unet"):
         hub.download(REFERENCE, tmp_path, hub=fake)
     assert fake.fetched == []
-    path = hub.download(REFERENCE, tmp_path, hub=fake, file="sdxl_lightning_4step_unet.safetensors")
+    made = hub.download(REFERENCE, tmp_path, hub=fake, file="sdxl_lightning_4step_unet.safetensors")
+    path = made.path
+    assert made.files == (path.name, f"{path.stem}.{hub.ORIGIN}")
     assert path.read_bytes() == weights(1.0) and path.parent == tmp_path
     origin = json.loads((tmp_path / f"sdxl_lightning_4step_unet.{hub.ORIGIN}").read_text())
     assert origin["commit"] == COMMITS[0]
@@ -210,3 +232,45 @@ def test_references_are_read():
     assert hub.read_reference("stabilityai/sdxl-turbo@v1.0") == hub.Reference(
         repository="stabilityai/sdxl-turbo", revision="v1.0"
     )
+
+
+def test_a_file_that_is_not_large_is_compared_with_gits_hash(tmp_path):
+    class Git(Fake):
+        def files(self, repository, revision):
+            commit, found = super().files(repository, revision)
+            return commit, [
+                hub.RemoteFile(name=one.name, size=one.size, blob=blob(self.versions[commit][one.name]))
+                for one in found
+            ]
+
+        def fetch(self, repository, commit, wanted, path, on_bytes):
+            super().fetch(repository, commit, wanted, path, on_bytes)
+            if wanted.name == self.changed:
+                path.write_bytes(path.read_bytes().swapcase())
+
+    fake = Git(pipeline(1.0))
+    fake.changed = "model_index.json"
+    with pytest.raises(CheckpointError, match=r"model_index\.json: came broken"):
+        hub.download(REFERENCE, tmp_path, hub=fake)
+    fake.changed = None
+    assert hub.download(REFERENCE, tmp_path, hub=fake).path.is_dir()
+
+
+def test_what_the_disk_has_no_room_for_is_not_begun(tmp_path, monkeypatch):
+    fake = Fake(pipeline(1.0))
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OutputError, match=r"MB are to come and 0 MB are free"):
+        hub.download(REFERENCE, tmp_path, hub=fake)
+    assert fake.fetched == []
+
+
+def test_two_downloads_of_a_name_at_once_are_refused(tmp_path):
+    class Impatient(Fake):
+        def fetch(self, repository, commit, wanted, path, on_bytes):
+            with pytest.raises(OutputError, match="is being downloaded by another"):
+                hub.download(REFERENCE, tmp_path, hub=Fake(pipeline(2.0)))
+            super().fetch(repository, commit, wanted, path, on_bytes)
+
+    assert hub.download(REFERENCE, tmp_path, hub=Impatient(pipeline(1.0))).path.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
