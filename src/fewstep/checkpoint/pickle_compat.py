@@ -250,6 +250,20 @@ def lock_down(folder: Path) -> None:
     sys.addaudithook(refuse)
 
 
+class _Parameters:
+    """Stands in for ``ParameterDict``, in which the first tools of textual inversion saved their vectors.
+
+    torch's own class is never made: what the pickle says of it is kept as a table, and nothing else of it.
+    """
+
+    def __init__(self) -> None:
+        self.entries: Mapping[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        entries = state.get("_parameters") if isinstance(state, dict) else None
+        self.entries = entries if isinstance(entries, dict) else {}
+
+
 def unpickle(path: Path) -> tuple[dict[str, torch.Tensor], int]:
     """The tensors of a pickle by name, and how many entries were none.
 
@@ -261,7 +275,8 @@ def unpickle(path: Path) -> tuple[dict[str, torch.Tensor], int]:
     with path.open("rb") as file:
         mapped = file.read(4) == _ZIP  # the older form cannot be mapped
     try:
-        loaded = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals([(_Parameters, "torch.nn.modules.container.ParameterDict")]):
+            loaded = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:
         raise
     except Exception as error:  # the loader raises almost anything on damaged files
@@ -305,6 +320,8 @@ def _plain(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, _Parameters):
+        value = getattr(value, "entries", {})  # without a state nothing set it
     if isinstance(value, dict) and depth < _DEPTH:
         for key, item in value.items():
             if isinstance(key, str) and len(key) <= 1000:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli import compvis_files, compvis_model, output, pictures
+from fewstep.cli import compvis_files, compvis_model, output, pictures, sources
 from fewstep.cli.compvis_order import Order, Shot, check, plan, read_prompts, say_defaults
 from fewstep.cli.interrupts import cancellable
 from fewstep.cli.libraries import quiet_libraries
@@ -54,7 +54,8 @@ def run(order: Order) -> None:
     image = _read_image(order.init_img)
     config = compvis_model.read_config(order.config) if order.config is not None else None
     output.show_logs(quiet=order.quiet)
-    drawing = open_engine(order.ckpt)
+    folders = {"loras": order.loras_dir, "embeddings": order.embeddings_dir}
+    drawing = open_engine(order.ckpt, **{name: value for name, value in folders.items() if value})
     compvis_model.check_latents(drawing.info, order.channels, order.downscale)
     if order.config is not None and config is not None:
         compvis_model.check_config(order.config, config, drawing.info)
@@ -80,8 +81,8 @@ def run(order: Order) -> None:
             output.result(str(path))
 
 
-def open_engine(ckpt: str | None) -> Engine:
-    """Open the model of ``--ckpt``.
+def open_engine(ckpt: str | None, *, loras: Sequence[Path] = (), embeddings: Sequence[Path] = ()) -> Engine:
+    """Open the model of ``--ckpt``, with further folders of adapters and of embeddings.
 
     Raises:
         NotFoundError, CheckpointError, DependencyError: as `compvis_model.find_model` and the engine.
@@ -90,7 +91,7 @@ def open_engine(ckpt: str | None) -> Engine:
     from fewstep.engine.engine import Engine
 
     quiet_libraries()
-    return Engine(model)
+    return Engine(model, **sources.catalogues(loras, embeddings))
 
 
 def _read_image(path: Path | None) -> Any:

@@ -144,6 +144,31 @@ Student = Annotated[
         rich_help_panel=ADDED,
     ),
 ]
+Emphasis = Annotated[
+    str,
+    typer.Option(
+        "--emphasis",
+        metavar="original|no_norm|ignore|none",
+        help="How weights in the prompt are applied.",
+        rich_help_panel=ADDED,
+    ),
+]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="NAME[:W[:TEXTW]]", help="An adapter; may be repeated.", rich_help_panel=ADDED
+    ),
+]
+LorasDir = Annotated[
+    list[Path] | None,
+    typer.Option("--loras-dir", metavar="DIR", help="More adapters; may be repeated.", rich_help_panel=ADDED),
+]
+EmbeddingsDir = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--embeddings-dir", metavar="DIR", help="More embeddings; may be repeated.", rich_help_panel=ADDED
+    ),
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="No progress and no notes on stderr.", rich_help_panel=ADDED)
 ]

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from fewstep.cli import choices, compvis_model
+from fewstep.cli import choices, compvis_model, sources
 from fewstep.errors import DataError, UsageError
+from fewstep.prompt.attention import EMPHASIS_MODES
 
 if TYPE_CHECKING:
+    from fewstep.engine.adapters import AdapterUse
     from fewstep.engine.backends.base import ModelInfo
     from fewstep.engine.request import GenerateRequest
 
@@ -50,6 +52,11 @@ class Order:
     seed: int
     precision: str
     student: str | None
+    emphasis: str = "original"
+    lora: tuple[str, ...] = ()
+    """Each as ``NAME[:WEIGHT[:TEXTWEIGHT]]``."""
+    loras_dir: tuple[Path, ...] = ()
+    embeddings_dir: tuple[Path, ...] = ()
     quiet: bool
 
     @property
@@ -103,6 +110,7 @@ def check(order: Order) -> None:
         if value < low:
             raise UsageError(f"{option} is {value}: give {low} or more")
     choices.one_of("--precision", order.precision, PRECISIONS)
+    choices.one_of("--emphasis", order.emphasis, EMPHASIS_MODES)
     if order.strength is not None and not 0.0 <= order.strength <= 1.0:  # also refuses NaN
         raise UsageError(f"--strength is {order.strength:g}: give a number from 0 to 1")
     if order.skip_save and order.skip_grid:
@@ -131,14 +139,15 @@ def plan(
     """
     from fewstep.engine.request import resolve
 
-    settings = _settings(order, info, image)
+    used = sources.adapters(order.lora)
     count = order.n_samples if order.from_file is None else 1
     option = "--prompt" if order.from_file is None else "--from-file"
 
     def request(prompt: str, strength: float | None) -> GenerateRequest:
         return resolve(
             info, prompt=choices.text(option, prompt), n=count, seed=order.seed, init_image=image,
-            strength=strength, **settings,
+            strength=strength, adapters=used, emphasis=cast(Any, order.emphasis),
+            **_settings(order, info, image, few_steps=_few_steps(info, used, prompt)),
         )  # fmt: skip
 
     strength = order.strength
@@ -164,8 +173,20 @@ def _one_step(steps: int) -> float:
     return share if int(steps * share) == 1 else math.nextafter(share, 1.0)
 
 
-def _settings(order: Order, info: ModelInfo, image: Any) -> dict[str, Any]:
-    """Arguments for ``resolve``: what was given, then the script's for Stable Diffusion, else the model's."""
+def _few_steps(info: ModelInfo, used: Sequence[AdapterUse], prompt: str) -> bool:
+    """Whether an adapter, given or a tag of the prompt, says how to draw in few steps."""
+    if not used and "<" not in prompt:
+        return False
+    from fewstep.engine import adapters, prompts
+
+    return adapters.choose(info, [*used, *prompts.adapters(prompt)[0]])[1] is not None
+
+
+def _settings(order: Order, info: ModelInfo, image: Any, *, few_steps: bool) -> dict[str, Any]:
+    """Arguments for ``resolve``: what was given, then the script's for Stable Diffusion, else the model's.
+
+    With an adapter for few steps what was not given is the adapter's.
+    """
     given: dict[str, Any] = {
         "num_inference_steps": order.ddim_steps,
         "guidance_scale": order.scale,
@@ -177,7 +198,7 @@ def _settings(order: Order, info: ModelInfo, image: Any) -> dict[str, Any]:
     }
     if image is not None:
         given["width"], given["height"] = compvis_model.shrunk(info, image.shape[1], image.shape[0])
-    script = _script_defaults(order, info)
+    script = {} if few_steps else _script_defaults(order, info)
     if script or order.sampler is not None or order.ddim_eta is not None:
         # A student has a sampler and a scale of its own: it would refuse these.
         given["student"] = order.student or "none"
@@ -203,6 +224,8 @@ def say_defaults(order: Order, info: ModelInfo, request: GenerateRequest, say: C
     if order.sampler is None:
         taken.append(f"sampler {request.solver}")
     whose = "CompVis' script" if _script_defaults(order, info) else info.name
+    if request.adapters and request.contract is not None:  # an adapter's own
+        whose = " and ".join(one.name for one in request.adapters)
     if request.student is not None:
         whose = f"student {request.student} of {info.name}"
     if taken:

@@ -13,6 +13,7 @@ from fewstep.cli import choices, output
 from fewstep.cli.interrupts import cancellable
 from fewstep.cli.progress import progress
 from fewstep.cli.sources import open_model as open_engine
+from fewstep.errors import UsageError
 from fewstep.prompt import containers
 from fewstep.prompt.attention import EMPHASIS_MODES, EmphasisMode
 
@@ -33,6 +34,15 @@ _FILES = "Files"
 def command(
     prompt: Annotated[str, typer.Argument(help="What to draw; behind -- when it begins with a dash.")],
     negative: Annotated[str, typer.Option("--negative", help="What should not be in the image.")] = "",
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="N|NAME",
+            help="Of a model that draws classes; PROMPT is '' then.",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", metavar="NAME", help="See: fewstep models.", rich_help_panel=_MODELS),
@@ -295,6 +305,24 @@ def command(
             "--loras-dir", metavar="DIR", help="More adapters; may be repeated.", rich_help_panel=_MODELS
         ),
     ] = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--embedding",
+            metavar="FILE",
+            help="An embedding that the prompt names; may be repeated.",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None,
+    embeddings_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--embeddings-dir",
+            metavar="DIR",
+            help="More embeddings; may be repeated.",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None,
     insist: Annotated[
         bool,
         typer.Option(
@@ -337,6 +365,7 @@ def command(
     from fewstep.engine.request import resolve
 
     upscaling.check_name(upscale)
+    prompt = modes.class_prompt(prompt, class_name)
     extended = modes.outpaint(outpaint)
     second = modes.hires(hires, hires_steps, hires_strength, hires_upscaler)
     seed_size = choices.size("--seed-resize", seed_resize) if seed_resize is not None else None
@@ -347,9 +376,14 @@ def command(
     )  # fmt: skip
     output.show_logs(quiet=quiet)
     used = sources.adapters(lora or [])
-    parts = {"checkpoint": checkpoint, "unet": unet, "vae": vae, "loras": loras_dir}
+    parts = {
+        "checkpoint": checkpoint, "unet": unet, "vae": vae, "loras": loras_dir,
+        "embeddings": embeddings_dir, "embedding_files": embedding,
+    }  # fmt: skip
     given = {name: value for name, value in parts.items() if value}
     drawing = open_engine(model, engine, models_dir or [], **cast(Any, given))
+    if class_name is not None and not drawing.info.classes:
+        raise UsageError(f"--class is {class_name!r}: {drawing.info.name} draws a text, leave --class out")
     order = functools.partial(
         resolve,
         drawing.info,

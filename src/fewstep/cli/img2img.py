@@ -65,6 +65,10 @@ def command(
     precision: options.Precision = "autocast",
     dpm_solver: options.AddedDpmSolver = False,
     student: options.Student = None,
+    emphasis: options.Emphasis = "original",
+    lora: options.Lora = None,
+    loras_dir: options.LorasDir = None,
+    embeddings_dir: options.EmbeddingsDir = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Change an image with the options of CompVis' scripts/img2img.py, and print the path of each file.
@@ -80,6 +84,7 @@ def command(
             skip_save=skip_save, ddim_steps=ddim_steps, plms=plms, dpm_solver=dpm_solver, ddim_eta=ddim_eta,
             fixed_code=fixed_code, n_iter=n_iter, n_samples=n_samples, n_rows=n_rows, channels=channels,
             downscale=downscale, scale=scale, init_img=init_img, strength=strength, config=config, ckpt=ckpt,
-            seed=seed, precision=precision, student=student, quiet=quiet,
+            seed=seed, precision=precision, student=student, emphasis=emphasis, lora=tuple(lora or ()),
+            loras_dir=tuple(loras_dir or ()), embeddings_dir=tuple(embeddings_dir or ()), quiet=quiet,
         )
     )  # fmt: skip

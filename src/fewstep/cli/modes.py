@@ -87,3 +87,18 @@ def controls(
         ControlUse(folder=find(name, folders), image=open_image(image), scale=scale)
         for name, image, scale in zip(names, images, scales or [1.0] * len(names), strict=True)
     ]
+
+
+def class_prompt(prompt: str, name: str | None) -> str:
+    """The prompt, or the class that ``--class`` gives in its place.
+
+    Raises:
+        UsageError: both are given.
+    """
+    if name is None:
+        return prompt
+    if prompt:
+        raise UsageError(
+            f"--class is {name!r} and the prompt is {prompt!r:.100}: give one of them, '' for none"
+        )
+    return name

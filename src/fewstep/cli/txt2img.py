@@ -59,6 +59,10 @@ def command(
     seed: options.Seed = 42,
     precision: options.Precision = "autocast",
     student: options.Student = None,
+    emphasis: options.Emphasis = "original",
+    lora: options.Lora = None,
+    loras_dir: options.LorasDir = None,
+    embeddings_dir: options.EmbeddingsDir = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Draw images with the options of CompVis' scripts/txt2img.py, and print the path of each file.
@@ -79,6 +83,7 @@ def command(
             skip_save=skip_save, ddim_steps=ddim_steps, plms=plms, dpm_solver=dpm_solver, ddim_eta=ddim_eta,
             fixed_code=fixed_code, n_iter=n_iter, n_samples=n_samples, n_rows=n_rows, width=width,
             height=height, channels=channels, downscale=downscale, scale=scale, config=config, ckpt=ckpt,
-            seed=seed, precision=precision, student=student, quiet=quiet,
+            seed=seed, precision=precision, student=student, emphasis=emphasis, lora=tuple(lora or ()),
+            loras_dir=tuple(loras_dir or ()), embeddings_dir=tuple(embeddings_dir or ()), quiet=quiet,
         )
     )  # fmt: skip

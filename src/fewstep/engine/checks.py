@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,6 +133,28 @@ def image_guidance(info: ModelInfo, scale: float | None) -> float:
     if not 1.0 <= value <= MAX_GUIDANCE:  # also refuses NaN
         raise UsageError(f"image guidance is {value}: give --image-guidance from 1 to {MAX_GUIDANCE:g}")
     return value
+
+
+def check_classes(info: ModelInfo, texts: Iterable[tuple[str, bool]]) -> None:
+    """Refuse prompts that are no class of a model that draws classes.
+
+    Args:
+        info: the model.
+        texts: without grammar, and whether there was none.
+    """
+    if not info.classes:
+        return
+    count = max(info.classes.values()) + 1
+    for text, plain in texts:
+        name = text.strip().lower()
+        if not plain or (name and name not in info.classes):
+            named = [own for own in info.classes if not own.isdigit()]
+            some = f" or one of {len(named)} names, such as {', '.join(named[:3])}" if named else ""
+            what = "no class" if plain else "more than a class: weights and BREAK have no meaning"
+            raise UsageError(
+                f"prompt is {text!r:.100}: {what}; model {info.name} draws classes and reads no text, give a "
+                f"number from 0 to {count - 1}{some}"
+            )
 
 
 def check_clip_skip(info: ModelInfo, value: int) -> None:

@@ -23,6 +23,7 @@ from fewstep.engine import (
     adapters,
     control,
     denoising,
+    embeddings,
     hires,
     modes,
     pictures,
@@ -68,6 +69,7 @@ class Engine:
         backend: ``auto`` takes OpenVINO for a bundle and torch for a pipeline folder; or a backend object.
         threads: inference threads; None is the backend's own choice, every core.
         catalogue: the adapters that requests may name; None is those of the usual folders.
+        learned: the embeddings that prompts may name; None is those of the usual folders.
 
     Raises:
         NotFoundError: no such model.
@@ -83,22 +85,23 @@ class Engine:
         *,
         threads: int | None = None,
         catalogue: adapters.Catalogue | None = None,
+        learned: embeddings.EmbeddingCatalogue | None = None,
     ) -> None:
         started = time.perf_counter()
         self.backend: Backend = (
             open_backend(model, backend, threads=threads) if isinstance(backend, str) else backend
         )
         self._tokens: tuple[Tokens, ...] | None = None
-        self._catalogue = catalogue
+        # What requests may name, where that is not what lies in the usual folders.
+        named = {"adapters": catalogue, "embeddings": learned}
+        self._named: dict[str, Any] = {what: own for what, own in named.items() if own is not None}
         self._lock = threading.Lock()
         self.load_seconds = time.perf_counter() - started
 
     @property
     def info(self) -> ModelInfo:
         """What the model is, for `fewstep.engine.request.resolve`."""
-        if self._catalogue is None:
-            return self.backend.info
-        return dataclasses.replace(self.backend.info, adapters=self._catalogue)
+        return dataclasses.replace(self.backend.info, **self._named) if self._named else self.backend.info
 
     def prepare(self, request: GenerateRequest) -> None:
         """Begin to load what a request needs, and return at once; `generate` does it too."""
@@ -136,7 +139,7 @@ class Engine:
 
         Raises:
             Cancelled: ``cancelled`` said so; nothing is kept.
-            CheckpointError: an adapter does not fit the model.
+            CheckpointError: an adapter does not fit the model, or an embedding has broken values.
             UsageError: the backend takes no adapters.
             EngineError: the model failed or gave values that are not finite.
         """
@@ -215,7 +218,8 @@ class Engine:
     def _embed(self, request: GenerateRequest) -> tuple[prompts.Encoded, list[str]]:
         """Conditions of all texts of all passes: the one place where a text becomes numbers."""
         passes = [request] if request.hires is None else [request, hires.second_request(request)]
-        encoded, warnings = prompts.encode(self.backend, self._tokenizers(), passes)
+        learned = embeddings.load(request.embeddings)
+        encoded, warnings = prompts.encode(self.backend, self._tokenizers(), passes, learned)
         _check_finite(encoded.conditions.tokens, "the text encoder", request)
         return encoded, warnings
 
@@ -288,6 +292,7 @@ class Engine:
             further["emphasis"] = request.emphasis
         further |= modes.record(request)
         further |= adapters.record(request.adapters)
+        further |= embeddings.record(request.embeddings)
         if request.insist and request.contract is not None:
             further["insist"] = True
         if self.info.parts:

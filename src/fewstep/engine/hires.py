@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewstep.engine import choice, pictures, upscale
+from fewstep.engine import choice, fit, pictures, upscale
 from fewstep.engine.backends.base import FloatArray, f32
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
+    from fewstep.diffusion.contract import SamplingContract
     from fewstep.engine.backends.base import ModelInfo, StudentInfo
     from fewstep.engine.request import GenerateRequest
     from fewstep.engine.tiling import Autoencoder
@@ -66,8 +67,15 @@ class SecondPass:
 
 
 def resolve(
-    info: ModelInfo, wanted: Hires, *, size: tuple[int, int], steps: int, student: StudentInfo | None
-) -> tuple[SecondPass, tuple[str, ...]]:
+    info: ModelInfo,
+    wanted: Hires,
+    *,
+    size: tuple[int, int],
+    steps: int,
+    student: StudentInfo | None,
+    contract: SamplingContract,
+    insist: bool = False,
+) -> tuple[SecondPass, SamplingContract, tuple[str, ...]]:
     """Check a second pass, and say what is odd about it.
 
     Args:
@@ -76,6 +84,11 @@ def resolve(
         size: (width, height) of the first pass.
         steps: of the first pass.
         student: who draws, if not the model itself.
+        contract: of whoever draws.
+        insist: keep a step count that does not fit, as in the first pass.
+
+    Returns:
+        The pass; the contract, made wider where the user insists on steps that it excludes; warnings.
 
     Raises:
         UsageError: a value out of range, or steps that the student was not made for.
@@ -89,15 +102,19 @@ def resolve(
     if not 0.0 < strength <= 1.0:  # also refuses NaN
         raise UsageError(f"hires strength is {strength}: give --hires-strength above 0, at most 1")
     count = steps if wanted.steps is None else wanted.steps
-    limit = info.sampling(None if student is None else student.name).schedule.num_train_timesteps
+    limit = contract.schedule.num_train_timesteps
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= limit:
         raise UsageError(f"hires steps is {count}: give --hires-steps a whole number from 1 to {limit}")
-    warnings: list[str] = []
-    if student is not None:
+    if student is not None and not insist:
         choice.check_fits(
             student, num_inference_steps=count, guidance_scale=None, guidance_rescale=None, solver=None,
             eta=None,
         )  # fmt: skip
+    contract, fitting, misfits = fit.fitted(
+        contract, fit.Settings(num_inference_steps=int(count)), insist=insist
+    )
+    warnings = [f"hires: {misfit}" for misfit in misfits]
+    count = fitting.num_inference_steps or int(count)
     runs = max(int(count * strength), 1)
     if note := choice.rounded_up(strength, count):
         warnings.append(f"hires: {note}")
@@ -107,10 +124,10 @@ def resolve(
     if upscaler == "auto":
         upscaler = upscale.DEFAULT if upscale.DEFAULT in upscale.available() else "lanczos"
     made = SecondPass(
-        width=large[0], height=large[1], num_inference_steps=int(count), strength=strength,
+        width=large[0], height=large[1], num_inference_steps=count, strength=strength,
         upscaler=upscaler, runs=runs, scale=wanted.scale,
     )  # fmt: skip
-    return made, tuple(warnings)
+    return made, contract, tuple(warnings)
 
 
 def second_request(request: GenerateRequest) -> GenerateRequest:

@@ -20,6 +20,7 @@ from fewstep.prompt.grammar import Plan, Subprompt, parse, shortlist
 if TYPE_CHECKING:
     from fewstep.diffusion.contract import SamplingContract
     from fewstep.engine.backends.base import Backend, Conditions, ModelInfo
+    from fewstep.engine.embeddings import Learned
     from fewstep.engine.request import GenerateRequest
     from fewstep.engine.tokens import Tokens
     from fewstep.prompt.attention import EmphasisMode
@@ -111,9 +112,34 @@ def tracks(info: ModelInfo, request: GenerateRequest) -> tuple[Track, ...]:
     contract = request.sampling(info)
     if not _guides(contract, request.guidance_scale) and info.inputs != "instruct":
         # It has no effect, so it must not make the prompt longer either.
-        short = all(text.surely_short(info, line) for _, line in first.lines)
+        # Embeddings were not looked for in it, see `read`.
+        short = not request.embeddings and all(text.surely_short(info, line) for _, line in first.lines)
         first = first if short and len(first.lines) == 1 else Track(((1, text.Line(text.NEGATIVE)),))
     return (first, *(_track(text.PROMPT, request.prompt, part) for part in used))
+
+
+def plain(info: ModelInfo, request: GenerateRequest, tokenizers: Callable[[], tuple[Tokens, ...]]) -> bool:
+    """Whether a request's texts go to the encoders once and as they were typed: no grammar, and not long."""
+    every = tracks(info, request)
+    lines = [line for track in every for _, line in track.lines]
+    typed = [request.negative_prompt, request.prompt]
+    if request.embeddings or request.adapters or [line.text for line in lines] != typed:
+        return False
+    return all(line.plain for line in lines) and chunks(info, [request], tokenizers) == 1
+
+
+def whole(info: ModelInfo, request: GenerateRequest) -> list[tuple[str, bool]]:
+    """Every text that is encoded, without weights, and whether it has none and no BREAK."""
+    lines = [line for track in tracks(info, request) for _, line in track.lines]
+    return [(line.text, line.plain) for line in lines]
+
+
+def read(info: ModelInfo, request: GenerateRequest) -> list[str]:
+    """Every text that has an effect, without weights: where the names of embeddings are looked for."""
+    negative, *rest = tracks(info, request)
+    guided = _guides(request.sampling(info), request.guidance_scale) or info.inputs == "instruct"
+    lines = [line for track in ([negative] if guided else []) + rest for _, line in track.lines]
+    return [segment.text for line in lines for segment in line.segments if not segment.is_break]
 
 
 def warnings(
@@ -176,18 +202,27 @@ def chunks(
         tokenizers: asked for only where the text itself does not tell.
     """
     lines = _distinct(info, passes)
-    if all(text.surely_short(info, line) for line in lines):
+    learned = {one.name: one.counts for one in passes[0].embeddings}
+    if not learned and all(text.surely_short(info, line) for line in lines):
         return 1
-    return text.layout(info, tokenizers(), lines).chunks
+    return text.layout(info, tokenizers(), lines, learned).chunks
 
 
 def encode(
-    backend: Backend, tokens: tuple[Tokens, ...], passes: Sequence[GenerateRequest]
+    backend: Backend,
+    tokens: tuple[Tokens, ...],
+    passes: Sequence[GenerateRequest],
+    learned: Learned | None = None,
 ) -> tuple[Encoded, list[str]]:
-    """Encode every distinct text of the passes of a request, and say what of them was cut off."""
+    """Encode every distinct text of the passes of a request, and say what of them was cut off.
+
+    ``learned`` are the vectors of the embeddings of the request.
+    """
     lines = _distinct(backend.info, passes)
     first = passes[0]
-    conditions, said = text.encode(backend, tokens, lines, clip_skip=first.clip_skip, emphasis=first.emphasis)
+    conditions, said = text.encode(
+        backend, tokens, lines, clip_skip=first.clip_skip, emphasis=first.emphasis, learned=learned
+    )
     return Encoded(conditions=conditions, rows={line: row for row, line in enumerate(lines)}), said
 
 

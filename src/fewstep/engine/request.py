@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from fewstep.diffusion.timesteps import truncate_for_strength
 from fewstep.engine import adapters as adapting
 from fewstep.engine import checks, choice, fit, masks, modes, prompts, variation
 from fewstep.engine import control as controls
+from fewstep.engine import embeddings as learned
 from fewstep.engine import hires as second_pass
 from fewstep.engine import tiling as tiles
 from fewstep.errors import UsageError
@@ -88,6 +90,8 @@ class GenerateRequest:
     """Networks that steer the denoiser, and their pictures."""
     adapters: tuple[adapting.Chosen, ...] = ()
     """Adapters in the weights while it is drawn."""
+    embeddings: tuple[learned.ChosenEmbedding, ...] = ()
+    """Textual-inversion embeddings that the prompts name."""
     contract: SamplingContract | None = None
     """How it is sampled, where that is not as the model or the student says: an adapter for few steps, or
     settings that the user insists on."""
@@ -155,7 +159,8 @@ def resolve(
     Args:
         info: the model, from ``Engine.info``.
         prompt: what to draw, in the language of docs/guides/prompts.md; empty draws without a text. Its
-            ``<lora:name:weight>`` tags are added to ``adapters``.
+            ``<lora:name:weight>`` tags are added to ``adapters``, and names of embeddings stand for their
+            vectors, in the negative prompt too.
         negative_prompt: what to stay away from; works through guidance.
         num_inference_steps: from 1; None is the model's default.
         guidance_scale: 1 is no guidance; None is the model's default.
@@ -194,7 +199,8 @@ def resolve(
             in their place. A warning says so either way.
 
     Raises:
-        UsageError: a value out of range, or two that contradict each other.
+        UsageError: a value out of range, two that contradict each other, or an embedding that was given by
+            itself and does not fit.
         NotFoundError: the model has no student of that name.
         CheckpointError: an adapter's file is none.
     """
@@ -267,10 +273,12 @@ def resolve(
     if hires is not None:
         if init_image is not None:
             raise UsageError("hires is for drawings from text: leave --image out, or --hires")
-        second, odd = second_pass.resolve(info, hires, size=size, steps=steps, student=drawn_by)
+        second, contract, odd = second_pass.resolve(
+            info, hires, size=size, steps=steps, student=drawn_by, contract=contract, insist=insist
+        )
         warnings += odd
     largest = size if second is None else (second.width, second.height)
-    return GenerateRequest(
+    request = GenerateRequest(
         model=info.name, prompt=prompt, negative_prompt=negative_prompt, num_inference_steps=steps,
         guidance_scale=scale, guidance_rescale=rescale, solver=chosen.name, seed=seed, n=n, width=size[0],
         height=size[1], init_image=init_image, strength=strength, mask=mask, eta=eta,
@@ -282,6 +290,11 @@ def resolve(
         vae_tiling=tiles.wanted(info, *largest, tiling), control=controls.resolve(control),
         adapters=chosen_adapters, contract=None if contract == own else contract, insist=insist,
     )  # fmt: skip
+    passes = [request] if second is None else [request, second_pass.second_request(request)]
+    checks.check_classes(info, [line for one in passes for line in prompts.whole(info, one)])
+    texts = [text for one in passes for text in prompts.read(info, one)]
+    named, odd_names = learned.choose(info, texts)
+    return dataclasses.replace(request, embeddings=named, warnings=(*request.warnings, *odd_names))
 
 
 def find_solver(contract: SamplingContract, name: str | None, eta: float | None) -> Solver:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fewstep.engine.backends.base import chained, stacked
+from fewstep.engine.backends.base import Placed, chained, stacked
 from fewstep.engine.tokens import Tokens
 from fewstep.prompt.attention import Segment
 
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
         ModelInfo,
         TextEncoderInfo,
     )
+    from fewstep.engine.embeddings import Learned
     from fewstep.prompt.attention import EmphasisMode
+    from fewstep.prompt.chunks import Placeholder
 
 NEGATIVE = "negative prompt"
 PROMPT = "prompt"
+Counts = Mapping[str, tuple[int, ...]]
+"""Name of an embedding -> its vectors for every text encoder, 0 for one that reads the name as text."""
 MAX_CHUNKS = 64
 """Of one text. A backend with static shapes compiles a network for every number of chunks."""
 
@@ -56,6 +60,8 @@ class Piece:
     ids: IntArray
     mask: IntArray
     weights: FloatArray
+    placeholders: tuple[tuple[Placeholder, ...], ...] = ()
+    """Of every text: where vectors of embeddings stand; empty without any."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +126,9 @@ def surely_short(info: ModelInfo, line: Line) -> bool:
     return room is None or len(line.text.encode("utf-8", "replace")) <= room
 
 
-def layout(info: ModelInfo, tokens: tuple[Tokens, ...], lines: Sequence[Line]) -> Layout:
+def layout(
+    info: ModelInfo, tokens: tuple[Tokens, ...], lines: Sequence[Line], learned: Counts | None = None
+) -> Layout:
     """Tokenise texts and divide them into chunks, the same number for all.
 
     CLIP reads chunks of 75 tokens, by the rules of `fewstep.prompt.chunks`. The others read one sequence,
@@ -130,10 +138,12 @@ def layout(info: ModelInfo, tokens: tuple[Tokens, ...], lines: Sequence[Line]) -
         info: the model.
         tokens: from `tokenizers`.
         lines: B texts.
+        learned: embeddings whose names may stand in them.
     """
     warnings: list[str] = []
     columns = [
-        _pieces(encoder, own, lines, warnings) for encoder, own in zip(info.encoders, tokens, strict=True)
+        _pieces(encoder, own, lines, warnings, _of_encoder(learned, place))
+        for place, (encoder, own) in enumerate(zip(info.encoders, tokens, strict=True))
     ]
     chunks = max(len(column) for column in columns)
     padded = []
@@ -143,7 +153,7 @@ def layout(info: ModelInfo, tokens: tuple[Tokens, ...], lines: Sequence[Line]) -
             # Its tokens stand behind those of all chunks, where a model has both.
             padded.append([*[None] * missing, *column])
         else:
-            empty = _pieces(encoder, own, [Line(line.name) for line in lines], []) if missing else []
+            empty = _pieces(encoder, own, [Line(line.name) for line in lines], [], {}) if missing else []
             padded.append([*column, *empty * missing])
     return Layout(tuple(zip(*padded, strict=True)), tuple(dict.fromkeys(warnings)))
 
@@ -155,6 +165,7 @@ def encode(
     *,
     clip_skip: int = 0,
     emphasis: EmphasisMode = "original",
+    learned: Learned | None = None,
 ) -> tuple[Conditions, list[str]]:
     """Encode texts with weights and in chunks.
 
@@ -171,6 +182,7 @@ def encode(
         lines: B different texts, those of the negative prompt first; at least one of each.
         clip_skip: last layers of the text encoder to leave out.
         emphasis: how weights are applied.
+        learned: embeddings whose names may stand in the texts.
 
     Returns:
         Conditions of B rows, and a warning for every text that was cut.
@@ -178,14 +190,15 @@ def encode(
     info = backend.info
     negatives = [line for line in lines if line.name == NEGATIVE]
     prompts = [line for line in lines if line.name != NEGATIVE]
-    if len(lines) == 2 and all(line.plain and surely_short(info, line) for line in lines):
+    if not learned and len(lines) == 2 and all(line.plain and surely_short(info, line) for line in lines):
         texts = {line.name: line.text for line in lines}
         return embed(backend, tokens, texts, clip_skip=clip_skip)
-    laid = layout(info, tokens, lines)
+    learned = learned or {}
+    laid = layout(info, tokens, lines, {name: tuple(map(_count, own)) for name, own in learned.items()})
     found: dict[int, Conditions] = {}
     for place in range(max(len(negatives), len(prompts))):
         pair = [min(place, len(negatives) - 1), len(negatives) + min(place, len(prompts) - 1)]
-        chunks = [_encoded(backend, row, pair, clip_skip, emphasis) for row in laid.pieces]
+        chunks = [_encoded(backend, row, pair, clip_skip, emphasis, learned) for row in laid.pieces]
         both = chained(chunks)
         found |= {row: both.rows(slice(side, side + 1)) for side, row in enumerate(pair) if row not in found}
     conditions = stacked([found[row] for row in range(len(lines))])
@@ -196,20 +209,35 @@ def encode(
     return conditions, list(laid.warnings)
 
 
+def _of_encoder(learned: Counts | None, place: int) -> dict[str, int]:
+    """Name -> vectors for one encoder, of the embeddings that it is given any of."""
+    return {name: counts[place] for name, counts in (learned or {}).items() if counts[place]}
+
+
+def _count(vectors: FloatArray | None) -> int:
+    return 0 if vectors is None else len(vectors)
+
+
 def _pieces(
-    encoder: TextEncoderInfo, tokens: Tokens, lines: Sequence[Line], warnings: list[str]
+    encoder: TextEncoderInfo,
+    tokens: Tokens,
+    lines: Sequence[Line],
+    warnings: list[str],
+    learned: Mapping[str, int],
 ) -> list[Piece]:
     return (
-        _chunked(tokens, lines, warnings)
+        _chunked(tokens, lines, warnings, learned)
         if encoder.kind == "clip"
         else _sequences(encoder, tokens, lines, warnings)
     )
 
 
-def _chunked(tokens: Tokens, lines: Sequence[Line], warnings: list[str]) -> list[Piece]:
+def _chunked(
+    tokens: Tokens, lines: Sequence[Line], warnings: list[str], learned: Mapping[str, int]
+) -> list[Piece]:
     from fewstep.prompt.chunks import pad_to_same
 
-    texts = [tokens.chunked(line.segments, max_chunks=MAX_CHUNKS) for line in lines]
+    texts = [tokens.chunked(line.segments, max_chunks=MAX_CHUNKS, embeddings=learned) for line in lines]
     for line, chunked in zip(lines, texts, strict=True):
         if chunked.left_out:
             warnings.append(
@@ -221,6 +249,7 @@ def _chunked(tokens: Tokens, lines: Sequence[Line], warnings: list[str]) -> list
             np.array([chunk.ids for chunk in column], dtype=np.int64),
             np.array([chunk.mask for chunk in column], dtype=np.int64),
             np.array([chunk.weights for chunk in column], dtype=np.float32),
+            tuple(chunk.placeholders for chunk in column),
         )
         for column in zip(*rows, strict=True)
     ]
@@ -263,17 +292,34 @@ def _encoded(
     rows: list[int],
     clip_skip: int,
     emphasis: EmphasisMode,
+    learned: Learned,
 ) -> Conditions:
     """One chunk of some of the texts, weighed."""
     given = [None if piece is None else piece.ids[rows] for piece in pieces]
     masks = [None if piece is None else piece.mask[rows] for piece in pieces]
-    conditions = backend.encode_text(given, masks, clip_skip)
+    placed = _placed(pieces, rows, learned)
+    further = {"placed": placed} if placed else {}
+    conditions = backend.encode_text(given, masks, clip_skip, **further)
     weights = [None if piece is None else piece.weights[rows] for piece in pieces]
     if emphasis in ("ignore", "none") or all(own is None or (own == 1.0).all() for own in weights):
         return conditions
     return dataclasses.replace(
         conditions, tokens=_weighed(conditions.tokens, weights, backend.info.encoders, emphasis)
     )
+
+
+def _placed(pieces: tuple[Piece | None, ...], rows: list[int], learned: Learned) -> list[list[Placed]]:
+    """Vectors of one chunk of some of the texts, for every encoder; empty without any."""
+    found: list[list[Placed]] = []
+    for encoder, piece in enumerate(pieces):
+        own: list[Placed] = []
+        for place, row in enumerate(rows):
+            for one in piece.placeholders[row] if piece is not None and piece.placeholders else ():
+                vectors = learned[one.name][encoder]
+                assert vectors is not None
+                own.append(Placed(row=place, position=one.position, vectors=vectors))
+        found.append(own)
+    return found if any(found) else []
 
 
 def _weighed(

@@ -81,11 +81,16 @@ class Tokens:
                     weights[row, place] = of_character[end - 1]
         return ids, mask, weights, warnings
 
-    def chunked(self, segments: Sequence[Segment], *, max_chunks: int) -> Chunked:
-        """Divide a text into chunks that are ``length`` long with their begin and end token."""
+    def chunked(
+        self, segments: Sequence[Segment], *, max_chunks: int, embeddings: Mapping[str, int] | None = None
+    ) -> Chunked:
+        """Divide a text into chunks that are ``length`` long with their begin and end token.
+
+        ``embeddings`` as of `fewstep.prompt.chunks.chunk`.
+        """
         from fewstep.prompt.chunks import chunk
 
-        return chunk(segments, self._content, self.spec, max_chunks=max_chunks)
+        return chunk(segments, self._content, self.spec, max_chunks=max_chunks, embeddings=embeddings)
 
     @property
     def spec(self) -> TokenizerSpec:

@@ -2,13 +2,15 @@
 
 One request of the engine draws one prompt; a batch here holds different prompts, each with its own seed. An
 image has the pixels that ``Engine.generate`` gives for its prompt and seed alone, within the 1/255 that a
-batch may change (see docs/concepts/engine.md), and exactly where the backend draws one at a time.
+batch may change (see docs/concepts/engine.md), and exactly where the backend draws one at a time. Prompts are
+read as everywhere, with their grammar; one that has any, or is long, is a request of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import re
@@ -23,7 +25,7 @@ from PIL import Image as PILImage
 from fewstep import __version__
 from fewstep.checkpoint import atomic
 from fewstep.diffusion import noise, sampler
-from fewstep.engine import denoising, pictures, starts, text, tiling
+from fewstep.engine import adapters, denoising, embeddings, pictures, prompts, starts, text, tiling
 from fewstep.engine.backends.base import Backend, Conditions, FloatArray, ModelInfo, f32, stacked
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import GenerateRequest, find_solver, resolve
@@ -107,14 +109,22 @@ def draw(
     """
     requests = [(sampling or Sampling()).request(engine.info, job) for job in jobs]
     together = batch or (1 if engine.backend.rows == 1 else BATCH)
-    files = [None if folder is None else folder / _file_name(engine, request) for request in requests]
+    tokens = text.tokenizers(engine.info)
+    plain = [prompts.plain(engine.info, request, lambda: tokens) for request in requests]
+    files = [
+        None if folder is None else folder / _file_name(engine, request, plain=simple)
+        for request, simple in zip(requests, plain, strict=True)
+    ]
     found = {i: image for i, file in enumerate(files) if (image := _kept(file)) is not None}
     missing = [i for i in range(len(jobs)) if i not in found]
-    tokens = text.tokenizers(engine.info)
     for done in range(len(jobs)):
         if done not in found:
-            rows, missing = missing[:together], missing[together:]
-            drawn = draw_batch(engine.backend, tokens, [requests[i] for i in rows], cancelled)
+            rows = list(itertools.takewhile(plain.__getitem__, missing[:together])) or missing[:1]
+            missing = missing[len(rows) :]
+            if plain[done]:
+                drawn = draw_batch(engine.backend, tokens, [requests[i] for i in rows], cancelled)
+            else:
+                drawn = [_alone(engine, requests[done], cancelled)]
             found.update(zip(rows, drawn, strict=True))
             for i in rows:
                 file = files[i]
@@ -136,7 +146,7 @@ def draw_batch(
     Args:
         backend: runs the networks.
         tokens: the model's tokenizers, from `fewstep.engine.text.tokenizers`.
-        requests: B requests without a picture to start from.
+        requests: B requests without a picture to start from, and plain (`fewstep.engine.prompts.plain`).
         cancelled: asked before every step.
 
     Returns:
@@ -180,6 +190,14 @@ def draw_batch(
     return [pictures.to_image(image) for image in pixels]
 
 
+def _alone(engine: Engine, request: GenerateRequest, cancelled: Callable[[], bool] | None) -> Image:
+    """One image as ``fewstep generate`` draws it."""
+    result = engine.generate(request, cancelled=cancelled)
+    for warning in result.warnings:
+        logger.warning("%r: %s", request.prompt, warning)
+    return result.images[0]
+
+
 def _embed(
     backend: Backend, tokens: tuple[Tokens, ...], requests: Sequence[GenerateRequest]
 ) -> tuple[Conditions, Conditions]:
@@ -198,7 +216,7 @@ def _embed(
     return both.rows(slice(0, None, 2)), both.rows(slice(1, None, 2))
 
 
-def _file_name(engine: Engine, request: GenerateRequest) -> str:
+def _file_name(engine: Engine, request: GenerateRequest, *, plain: bool) -> str:
     """A readable name, and the hash of everything that decides the pixels."""
     said = engine.backend.describe(request.student)
     run_by = {key: value for key, value in said.items() if key != "threads"}
@@ -208,7 +226,7 @@ def _file_name(engine: Engine, request: GenerateRequest) -> str:
     key = {
         "fewstep": __version__,
         "model": weights,
-        "contract": engine.info.sampling(request.student).to_json(),
+        "contract": request.sampling(engine.info).to_json(),
         "engine": run_by,
         "prompt": request.prompt,
         "seed": request.seed,
@@ -216,7 +234,11 @@ def _file_name(engine: Engine, request: GenerateRequest) -> str:
         "guidance": [request.guidance_scale, request.guidance_rescale],
         "solver": request.solver,
         "size": [request.width, request.height],
+        **adapters.record(request.adapters),
+        **embeddings.record(request.embeddings),
     }
+    if not plain:
+        key["text"] = "with grammar"  # images that were drawn from the bare text have other names
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:80].rstrip("-")
     return f"{words or 'empty'}-{request.seed}-{digest[:12]}.png"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fewstep.engine.backends.base import Applied, Backend, Conditions, FloatArray, IntArray
+from fewstep.engine.backends.base import Applied, Backend, Conditions, FloatArray, IntArray, Placed
 from fewstep.engine.control import ControlUse
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import GenerateRequest
@@ -53,10 +53,14 @@ class Counted:
         return self._inner.adapt(adapters, student)
 
     def encode_text(
-        self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
+        self,
+        ids: Sequence[IntArray | None],
+        masks: Sequence[IntArray | None],
+        clip_skip: int = 0,
+        placed: Sequence[Sequence[Placed]] = (),
     ) -> Conditions:
         """Passed on."""
-        return self._inner.encode_text(ids, masks, clip_skip)
+        return self._inner.encode_text(ids, masks, clip_skip, placed)
 
     def denoise(
         self, x: FloatArray, t: FloatArray, conditions: Conditions, student: str | None = None

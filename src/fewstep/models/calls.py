@@ -23,7 +23,8 @@ def caller(network: Any, downscale: int, *, empty_tokens: int = 0) -> Call:
     the latents make: drawn at that size, not cropped.
 
     Args:
-        network: a ``UNet2DConditionModel``, ``SD3Transformer2DModel`` or ``PixArtTransformer2DModel``.
+        network: a ``UNet2DConditionModel``, ``SD3Transformer2DModel``, ``PixArtTransformer2DModel`` or
+            ``DiTTransformer2DModel``.
         downscale: pixels per latent cell along one side.
         empty_tokens: tokens of zeros that stand for a missing T5 (SD3).
     """
@@ -32,6 +33,8 @@ def caller(network: Any, downscale: int, *, empty_tokens: int = 0) -> Call:
         return _sd3(network, empty_tokens)
     if kind == "PixArtTransformer2DModel":
         return _pixart(network, downscale)
+    if kind == "DiTTransformer2DModel":
+        return _dit(network)
     return _unet(network, downscale)
 
 
@@ -85,7 +88,19 @@ def _pixart(network: Any, downscale: int) -> Call:
             encoder_attention_mask=mask,
             return_dict=False,
         )[0]
-        # The second half of the channels is a learned variance, which no solver here uses.
-        return output.chunk(2, dim=1)[0] if output.shape[1] == 2 * x.shape[1] else output
+        return _mean(output, x)
 
     return call
+
+
+def _dit(network: Any) -> Call:
+    def call(x: Tensor, t: Tensor, conditions: Conditions, mask: Tensor | None) -> Tensor:
+        output: Tensor = network(x, timestep=t, class_labels=conditions.classes, return_dict=False)[0]
+        return _mean(output, x)
+
+    return call
+
+
+def _mean(output: Tensor, x: Tensor) -> Tensor:
+    """Without the second half of the channels, a learned variance, which no solver here uses."""
+    return output.chunk(2, dim=1)[0] if output.shape[1] == 2 * x.shape[1] else output

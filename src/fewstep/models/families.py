@@ -8,8 +8,9 @@ No torch: the classes are names, which `fewstep.models.load` looks up.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,15 @@ from fewstep.diffusion.scheduler_config import CLASS_NAMES
 from fewstep.diffusion.scheduler_reading import FLOW_CLASSES, TABLE_CLASSES, from_scheduler_config
 from fewstep.errors import CheckpointError
 
+MAX_CLASSES = 100_000
+_MAX_LABEL = 1000
+_RENAMED = {"Transformer2DModel": "DiTTransformer2DModel"}
+
 Pair = tuple[str, str]
 """(library, class)."""
 
-TextStyle = Literal["last", "sdxl", "sd3", "t5"]
-"""How text encoders become conditions; see `fewstep.models.prompting`."""
+TextStyle = Literal["last", "sdxl", "sd3", "t5", "classes"]
+"""How text encoders become conditions; see `fewstep.models.prompting`. ``classes``: there are none."""
 
 _BERT = frozenset({("transformers", "BertModel")})
 _CLIP = frozenset({("transformers", "CLIPTextModel")})
@@ -209,7 +214,23 @@ def _pixart(name: str, title: str, pipeline: str, max_tokens: int) -> Family:
 PIXART_ALPHA = _pixart("pixart-alpha", "PixArt-alpha", "PixArtAlphaPipeline", 120)
 PIXART_SIGMA = _pixart("pixart-sigma", "PixArt-Sigma", "PixArtSigmaPipeline", 300)
 
-FAMILIES: tuple[Family, ...] = (EMOJI, SD1, SD2, SDXL, SD3, PIXART_ALPHA, PIXART_SIGMA)
+DIT = Family(
+    name="dit",
+    title="DiT (classes in place of a text)",
+    pipelines=frozenset({"DiTPipeline"}),
+    parts={
+        "vae": _VAE,
+        # The published folders name the class that diffusers had before; it is read as the other.
+        "transformer": frozenset(("diffusers", name) for name in ("DiTTransformer2DModel", *_RENAMED)),
+        "scheduler": _TABLES,
+    },
+    denoiser="transformer",
+    text="classes",
+    sample_size=32,
+    guidance_scale=4.0,
+)
+
+FAMILIES: tuple[Family, ...] = (EMOJI, SD1, SD2, SDXL, SD3, PIXART_ALPHA, PIXART_SIGMA, DIT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,6 +241,8 @@ class Index:
     classes: Mapping[str, str]
     """Part -> class; optional parts that are missing are not here."""
     zero_empty_negative: bool = False
+    classes_by_name: Mapping[str, int] = field(default_factory=dict)
+    """Names of a class-conditional model's classes, in small letters; each may have several."""
 
 
 def named(name: str) -> Family | None:
@@ -249,13 +272,36 @@ def read_index(root: Path) -> Index:
             continue
         if pair not in accepted:
             raise _foreign(path, part, index.get(part), accepted)
-        classes[part] = pair[1]
+        classes[part] = _RENAMED.get(pair[1], pair[1])
     for part, value in index.items():
         unused = isinstance(value, list) and part not in family.parts and value != [None, None]
         if unused and _pair(value) not in _UNUSED.get(part, frozenset()):
             raise _foreign(path, part, value, _UNUSED.get(part, frozenset()))
     zeros = index.get("force_zeros_for_empty_prompt", family.zero_empty_negative)
-    return Index(family=family, classes=classes, zero_empty_negative=zeros is True)
+    names = _class_names(path, index.get("id2label")) if family.text == "classes" else {}
+    return Index(family=family, classes=classes, zero_empty_negative=zeros is True, classes_by_name=names)
+
+
+def _class_names(path: Path, labels: Any) -> dict[str, int]:
+    """Names of classes from ``id2label``, as diffusers' pipeline reads them: a comma divides several of one.
+
+    Raises:
+        CheckpointError: not a table of names by number.
+    """
+    if labels is None:
+        return {}
+    found: dict[str, int] = {}
+    plain = isinstance(labels, dict) and len(labels) <= MAX_CLASSES
+    for number, label in labels.items() if plain else ():
+        plain = bool(re.fullmatch("[0-9]{1,5}", number)) and isinstance(label, str)
+        if not plain:
+            break
+        for name in label[:_MAX_LABEL].split(","):
+            if name.strip():
+                found.setdefault(name.strip().lower(), int(number))
+    if not plain:
+        raise CheckpointError(f"{path}: id2label is no table of names by number; fetch the folder again")
+    return found
 
 
 def _pair(value: Any) -> Pair | None:

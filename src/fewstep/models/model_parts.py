@@ -23,6 +23,8 @@ from fewstep.models import families, strict
 if TYPE_CHECKING:
     import torch
 
+_DIT = "DiTTransformer2DModel"
+"""diffusers' class of DiT, which is in no single file."""
 TINY = "AutoencoderTiny"
 """diffusers' class of TAESD, the only network here whose single file has no other names than diffusers'."""
 
@@ -65,7 +67,7 @@ class FolderPart:
         import diffusers
         import transformers
 
-        if self.class_name in (*DIFFUSERS, TINY):
+        if self.class_name in (*DIFFUSERS, TINY, _DIT):
             cls = getattr(diffusers, self.class_name)
             return strict.diffusers_network(cls, self.folder, dtype, self.title)
         cls = getattr(transformers, self.class_name)

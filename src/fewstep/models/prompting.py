@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.models.families import TextStyle
+
+Placed = tuple[int, int, Tensor]
+"""Row and position of vectors (n, width) that are read in place of those of token ids."""
 
 
 class Text(NamedTuple):
@@ -20,6 +24,8 @@ class Text(NamedTuple):
     """(B, P)."""
     mask: Tensor | None = None
     """(B, L), 0 for padding that must not be attended to."""
+    classes: Tensor | None = None
+    """(B,), in place of a text."""
 
 
 class TextStack(nn.Module):
@@ -53,7 +59,11 @@ class TextStack(nn.Module):
         self.width, self.masked = width, masked
 
     def forward(
-        self, ids: Sequence[Tensor | None], masks: Sequence[Tensor | None], clip_skip: int = 0
+        self,
+        ids: Sequence[Tensor | None],
+        masks: Sequence[Tensor | None],
+        clip_skip: int = 0,
+        placed: Sequence[Sequence[Placed]] = (),
     ) -> Text:
         """Encode texts.
 
@@ -62,7 +72,15 @@ class TextStack(nn.Module):
             masks: as ``ids``.
             clip_skip: layers of the CLIP encoders to leave out, beyond the style's own. Both prompts skip
                 them; diffusers' pipelines skip none for the negative prompt.
+            placed: per encoder, vectors of textual inversion; empty without any.
         """
+        with contextlib.ExitStack() as stack:
+            for encoder, own in zip(self.encoders, placed, strict=False):
+                if own:
+                    stack.enter_context(_with_vectors(encoder, own))
+            return self._encoded(ids, masks, clip_skip)
+
+    def _encoded(self, ids: Sequence[Tensor | None], masks: Sequence[Tensor | None], clip_skip: int) -> Text:
         if self.style == "last":
             return Text(self._last(ids[0], masks[0], clip_skip))
         if self.style == "t5":
@@ -104,6 +122,11 @@ class TextStack(nn.Module):
         encoders: list[Any] = list(self.encoders)
         return tuple(int(one.config.hidden_size) if self.style == "sdxl" else 0 for one in encoders)
 
+    def vector_widths(self) -> tuple[int, ...]:
+        """Numbers of a token's vector, as CLIP encoders take one from elsewhere; zeros of other encoders."""
+        configs: list[Any] = [encoder.config for encoder in self.encoders]
+        return tuple(int(own.hidden_size) if own.model_type == "clip_text_model" else 0 for own in configs)
+
     def max_clip_skip(self) -> int:
         """How many layers of its CLIP encoders can be left out."""
         if self.style == "t5":
@@ -112,6 +135,57 @@ class TextStack(nn.Module):
         layers = [int(own.num_hidden_layers) for own in configs if own.model_type == "clip_text_model"]
         kept = 1 if self.style == "last" else 2
         return max(min(layers) - kept, 0) if layers else 0
+
+
+class ClassStack(nn.Module):
+    """In place of a `TextStack`, for models that draw classes: a text is one id, that of its class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList()
+
+    def forward(
+        self,
+        ids: Sequence[Tensor | None],
+        masks: Sequence[Tensor | None],
+        clip_skip: int = 0,
+        placed: Sequence[Sequence[Placed]] = (),
+    ) -> Text:
+        """Ids of shape (B, 1) as classes, and tokens of shape (B, 1, 1) that nobody reads."""
+        classes = _given(ids[0])[:, 0]
+        return Text(torch.zeros(len(classes), 1, 1, device=classes.device), classes=classes)
+
+    def widths(self) -> tuple[int, ...]:
+        """As of `TextStack`."""
+        return (0,)
+
+    def vector_widths(self) -> tuple[int, ...]:
+        """As of `TextStack`."""
+        return (0,)
+
+    def max_clip_skip(self) -> int:
+        """As of `TextStack`."""
+        return 0
+
+
+@contextlib.contextmanager
+def _with_vectors(encoder: Any, placed: Sequence[Placed]) -> Iterator[None]:
+    """Inside the block an encoder reads these vectors where their ids stand.
+
+    The ids stay: encoders look among them for the token whose output is the pooled vector.
+    """
+
+    def put(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        changed = output.clone()
+        for row, position, vectors in placed:
+            changed[row, position : position + len(vectors)] = vectors.to(changed)
+        return changed
+
+    handle = encoder.get_input_embeddings().register_forward_hook(put)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _given(ids: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ The rules are those of AUTOMATIC1111's web UI 1.10 (``TextConditionalModel.token
 tokens between its begin and end tokens; BREAK ends one early; when one fills up and its last comma is near,
 what follows the comma moves to the next one; a textual-inversion embedding is never split. Departures: an
 embedding that moves with the text behind a comma keeps its vectors (there its place stays in the old chunk),
-and chunks have any length.
+its name is looked for in the text and not among tokens, and chunks have any length.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from fewstep.errors import UsageError
 from fewstep.prompt.attention import Segment
+from fewstep.prompt.embedding_names import Names
 
 COMMA_PADDING_BACKTRACK = 20
 MAX_CHUNKS = 64
@@ -96,10 +97,10 @@ def chunk(
 
     Args:
         segments: of one text, from `fewstep.prompt.attention.parse_attention`.
-        tokenise: called once per segment and once per embedding name.
+        tokenise: called once per segment, and once per stretch between embeddings.
         spec: ids and chunk length.
-        embeddings: name -> number of vectors. Where the tokens of a name stand in the text, the longest name
-            first, its placeholder stands instead.
+        embeddings: name -> number of vectors. Where a name stands in the text (`embedding_names`), its
+            placeholder stands instead.
         comma_padding_backtrack: how many tokens may move to the next chunk to begin it after a comma; 0 is
             none. The last chunk that is allowed keeps what fits.
         max_chunks: from 1; tokens beyond are left out and counted.
@@ -109,22 +110,24 @@ def chunk(
     """
     if max_chunks < 1:
         raise UsageError(f"max_chunks is {max_chunks}: at least one chunk is needed")
-    names = _by_first_token(embeddings or {}, tokenise, spec)
+    learned = embeddings or {}
+    for name, vectors in learned.items():
+        if not 1 <= vectors <= spec.length:
+            raise UsageError(
+                f"embedding {name!r} has {vectors} vectors: a chunk of this encoder holds 1 to {spec.length}"
+            )
+    names = Names(learned)
     filler = _Filler(spec, comma_padding_backtrack, max_chunks)
     for segment in segments:
         if segment.is_break:
             filler.flush()
             continue
-        ids = tuple(tokenise(segment.text))
-        position = 0
-        while position < len(ids):
-            found = next((n for n in names.get(ids[position], ()) if n.at(ids, position)), None)
-            if found is None:
-                filler.token(ids[position], segment.weight)
-                position += 1
+        for text, said in names.split(segment.text):
+            if said is None:
+                for token in tokenise(text):
+                    filler.token(token, segment.weight)
             else:
-                filler.embedding(found.name, found.vectors, segment.weight)
-                position += len(found.ids)
+                filler.embedding(said, learned[said], segment.weight)
     if filler.draft.ids or not filler.chunks:
         filler.flush()
     return Chunked(
@@ -139,18 +142,6 @@ def pad_to_same(texts: Sequence[Sequence[Chunk]], spec: TokenizerSpec) -> tuple[
     most = max((len(chunks) for chunks in texts), default=0)
     empty = _Draft().finished(spec)
     return tuple((*chunks, *[empty] * (most - len(chunks))) for chunks in texts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Name:
-    """An embedding's name in tokens."""
-
-    ids: tuple[int, ...]
-    name: str
-    vectors: int
-
-    def at(self, ids: tuple[int, ...], position: int) -> bool:
-        return ids[position : position + len(self.ids)] == self.ids
 
 
 @dataclass(slots=True)
@@ -239,20 +230,3 @@ class _Filler:
             return True
         self.left_out += count
         return False
-
-
-def _by_first_token(
-    embeddings: Mapping[str, int], tokenise: Tokenise, spec: TokenizerSpec
-) -> dict[int, list[_Name]]:
-    names: dict[int, list[_Name]] = {}
-    for name, vectors in embeddings.items():
-        if not 1 <= vectors <= spec.length:
-            raise UsageError(
-                f"embedding {name!r} has {vectors} vectors: a chunk of this encoder holds 1 to {spec.length}"
-            )
-        ids = tuple(tokenise(name))
-        if ids:
-            names.setdefault(ids[0], []).append(_Name(ids, name, vectors))
-    for candidates in names.values():
-        candidates.sort(key=lambda candidate: len(candidate.ids), reverse=True)
-    return names

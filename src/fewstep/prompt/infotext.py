@@ -83,7 +83,8 @@ def from_record(record: Mapping[str, Any]) -> str:
             ``width``, ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have
             ``negative_prompt``, ``student`` ({name, method, hash}), ``strength``, ``guidance_rescale``,
             ``eta``, ``init_image_hash``, ``upscale`` ({scale, name}), ``emphasis``, ``template``,
-            ``negative_template``, ``adapters`` (of {name, hash}), and what `infotext_modes` reads.
+            ``negative_template``, ``adapters`` and ``embeddings`` (of {name, hash}), and what
+            `infotext_modes` reads.
     """
     upscale = record.get("upscale") or {}
     student = record.get("student") or {}
@@ -103,7 +104,8 @@ def from_record(record: Mapping[str, Any]) -> str:
         "Eta": record.get("eta"),
         "Guidance rescale": record.get("guidance_rescale") or None,
         **infotext_modes.further(record),
-        "Lora hashes": _lora_hashes(record.get("adapters") or ()),
+        "Lora hashes": _hashes(record.get("adapters") or ()),
+        "TI hashes": _hashes(record.get("embeddings") or ()),
         "Emphasis": EMPHASIS.get(record.get("emphasis", "original")),
         "Template": record.get("template"),
         "Negative Template": record.get("negative_template"),
@@ -114,9 +116,9 @@ def from_record(record: Mapping[str, Any]) -> str:
     return write(record["prompt"], record.get("negative_prompt", ""), fields)
 
 
-def _lora_hashes(adapters: Iterable[Mapping[str, Any]]) -> str | None:
+def _hashes(named: Iterable[Mapping[str, Any]]) -> str | None:
     """As the web UI writes them, which leaves colons and commas of names out."""
-    pairs = (f"{re.sub('[:,]', '', one['name'])}: {one['hash']}" for one in adapters)
+    pairs = (f"{re.sub('[:,]', '', one['name'])}: {one['hash']}" for one in named)
     return ", ".join(pairs) or None
 
 

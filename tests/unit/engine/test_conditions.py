@@ -21,6 +21,7 @@ def told(rows=2, length=3, *, seed=0, **missing):
         "mask": np.ones((rows, length), dtype=np.int64),
         "concat": rng.standard_normal((rows, 2, 3, 3), dtype=np.float32),
         "guidance": np.full(rows, 7.5, dtype=np.float32),
+        "classes": rng.integers(0, 1000, rows),
     }
     return Conditions(**(made | missing))
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,36 @@ def test_students_keep_their_steps():
     assert any("hires" in warning and "leaves 2 of the 4 steps" in warning for warning in made.warnings)
     with pytest.raises(UsageError, match="made for 2, 4"):
         draw(backend, num_inference_steps=4, hires=Hires(scale=2, steps=3))
+
+
+def test_steps_that_a_student_was_not_made_for_are_kept_for_who_insists():
+    backend = FakeBackend(students={"quick": (2, 4)})
+    made = draw(
+        backend, student="quick", num_inference_steps=4, hires=Hires(scale=2, steps=3, strength=1.0),
+        guidance_scale=1.0, insist=True,
+    )  # fmt: skip
+    assert made.record["hires"]["num_inference_steps"] == 3
+    assert made.record["insist"] is True
+    assert backend.calls == 4 + 3
+    (said,) = [warning for warning in made.warnings if "3 steps on" in warning]
+    assert said.startswith("hires: ") and "3 is kept, as you insist" in said
+
+
+@pytest.mark.parametrize("insist", [False, True])
+def test_steps_that_a_model_of_few_steps_was_not_made_for(insist):
+    """A checkpoint of few steps, no student: what fits is taken, or what was asked for."""
+    backend = FakeBackend()
+    few = dataclasses.replace(
+        backend.info.contract, method="lightning", base_family="sdxl", num_inference_steps=4,
+        allowed_steps=(4,), guidance="off", guidance_scale=1.0, negative_prompt_effective=False,
+    )  # fmt: skip
+    backend.info = dataclasses.replace(backend.info, contract=few)
+    made = draw(backend, hires=Hires(scale=2, steps=6, strength=1.0), insist=insist)
+    steps = 6 if insist else 4
+    assert made.record["hires"]["num_inference_steps"] == steps
+    assert backend.calls == 4 + steps
+    (said,) = [warning for warning in made.warnings if "6 steps on" in warning]
+    assert ("as you insist" in said) == insist and "SDXL-Lightning" in said
 
 
 def test_bilinear_is_torchs():

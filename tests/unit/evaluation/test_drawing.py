@@ -43,6 +43,23 @@ def test_a_real_pipeline_in_batches_equals_single_requests(tiny_components: Any,
         assert np.abs(image.astype(int) - single(engine, job)).max() <= 1, job
 
 
+def test_prompts_of_an_evaluation_have_the_grammar_of_all_prompts(tmp_path: Path) -> None:
+    """Before, brackets were words, and a prompt with AND broke the batch that it was in."""
+    texts = [
+        "a red apple", "a (red:1.5) apple", "a red dog AND a blue dog:0.5", "[red:blue:0.5] dog",
+        "[red|blue]", r"a \(red\) dog", "a red apple BREAK a blue dog", "a green dog", "a dog",
+    ]  # fmt: skip
+    jobs = [Job(text, seed) for seed, text in enumerate(texts)]
+    engine = Engine(backend=FakeBackend())
+    drawn = list(draw(engine, jobs, batch=3, folder=tmp_path))
+    for job, image in zip(jobs, drawn, strict=True):
+        assert np.abs(image.astype(int) - single(engine, job)).max() <= 1, job
+    bare = single(engine, jobs[1], emphasis="none")
+    assert np.abs(drawn[1].astype(int) - bare).max() > 1
+    again = list(draw(engine, jobs, batch=2, folder=tmp_path))
+    assert all(np.array_equal(*pair) for pair in zip(drawn, again, strict=True))
+
+
 def test_a_student_is_drawn_with_its_own_contract_and_kept_apart(tmp_path: Path) -> None:
     engine = Engine(backend=FakeBackend(students={"few": (4, 2)}))
     drawn = {}

@@ -116,15 +116,33 @@ def test_the_longest_name_wins_and_names_do_not_reach_over_weights() -> None:
     assert [(p.name, p.position) for p in one.placeholders] == [("cats", 1), ("ca", 4)]
 
 
+@pytest.mark.parametrize("text", ["wildcat", "cats", "cat2", "2cat", "cat_b", "c at"])
+def test_a_name_inside_a_word_is_none(text: str) -> None:
+    (one,) = chunked(text, embeddings={"cat": 2}).chunks
+    assert one.placeholders == () and content(one) == text.replace(" ", "")
+
+
+@pytest.mark.parametrize("text", ["Cat", "(cat)", "my-cat,b", "CAT: b", "cat's"])
+def test_case_and_punctuation_do_not_hide_a_name(text: str) -> None:
+    (one,) = chunked(text, embeddings={"cat": 2}).chunks
+    assert [place.name for place in one.placeholders] == ["cat"]
+
+
+def test_a_name_of_several_pieces() -> None:
+    names = {"<cat toy>": 2, "cat": 1, "<cat": 3, "bad dream 2": 4}
+    (one,) = chunked("<cat  toy>, a cat, bad dream 25, Bad dream 2", embeddings=names).chunks
+    assert [place.name for place in one.placeholders] == ["<cat toy>", "cat", "bad dream 2"]
+
+
 def test_an_embedding_is_never_split() -> None:
-    first, second = chunked("a" * 74 + "cat", embeddings={"cat": 3}).chunks
+    first, second = chunked("a" * 74 + " cat", embeddings={"cat": 3}).chunks
     assert content(first) == "a" * 74
     assert second.placeholders == (Placeholder(position=1, name="cat", vectors=3),)
 
 
 def test_an_embedding_moves_with_the_text_behind_a_comma() -> None:
     # In the web UI its tokens move and its place stays in the first chunk.
-    first, second = chunked("a" * 70 + ",catc", embeddings={"cat": 4}).chunks
+    first, second = chunked("a" * 70 + ",cat c", embeddings={"cat": 4}).chunks
     assert (content(first), first.placeholders) == ("a" * 70 + ",", ())
     assert second.placeholders == (Placeholder(position=1, name="cat", vectors=4),)
     assert second.ids[5] == ord("c")
@@ -142,7 +160,7 @@ def test_what_does_not_fit_is_counted() -> None:
     found = chunked("a BREAK bb", SHORT, max_chunks=1)
     assert (found.tokens, found.left_out) == (1, 2)
     # What follows an embedding that does not fit is left out too, though it would.
-    found = chunked("a" * 29 + "catb", SHORT, max_chunks=1, embeddings={"cat": 5})
+    found = chunked("a" * 29 + " cat b", SHORT, max_chunks=1, embeddings={"cat": 5})
     assert (found.tokens, found.left_out) == (29, 6)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fewstep.diffusion.contract import SamplingContract
     from fewstep.engine.adapters import Catalogue
     from fewstep.engine.control import ControlUse
+    from fewstep.engine.embeddings import EmbeddingCatalogue
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -43,6 +44,8 @@ class Conditions:
     """(B, C', h, w), channels behind the latents; see `Inputs`."""
     guidance: FloatArray | None = None
     """(B,), a guidance scale that the network is given (LCM)."""
+    classes: IntArray | None = None
+    """(B,), in place of a text (DiT)."""
 
     def __len__(self) -> int:
         """B."""
@@ -131,18 +134,33 @@ class Applied:
     """Leave tensors out that nobody knows the meaning of, in place of refusing the file."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Placed:
+    """Vectors of an embedding that a text encoder reads in place of those of token ids."""
+
+    row: int
+    """Of the B texts."""
+    position: int
+    """Of the first vector."""
+    vectors: FloatArray
+    """(n, width)."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextEncoderInfo:
     """One text encoder of a model, as far as text has to be prepared for it."""
 
-    kind: Literal["word", "bert", "clip", "t5"]
-    """``clip`` has chunks of 75 tokens between its start and end token; the others read one sequence."""
+    kind: Literal["word", "bert", "clip", "t5", "class"]
+    """``clip`` has chunks of 75 tokens between its start and end token; the others read one sequence.
+    ``class`` is none: a whole text is one id."""
     length: int
     """Token ids in one sequence, L."""
     tokenizer_json: str
     """A `tokenizers` file as text, that pads and cuts to ``length``."""
     width: int = 0
     """Numbers per token where encoders stand side by side along D (SDXL); else 0."""
+    vector_width: int = 0
+    """Numbers of a vector that can be given in place of a token's; 0 where none can."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,10 +208,14 @@ class ModelInfo:
     """How many of the text encoder's last layers can be left out; 0 where none can."""
     parts: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     """Parts that are not the model's own, such as ``vae`` -> their name and hash."""
+    classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """What the prompts of a class-conditional model may be: names in small letters, and numbers."""
     notes: tuple[str, ...] = ()
     """What was found odd about the model; said with every picture."""
     adapters: Catalogue | None = None
     """Where the names of adapters are looked up; None is the usual folders."""
+    embeddings: EmbeddingCatalogue | None = None
+    """Where the names of embeddings are looked up; None is the usual folders."""
 
     def student(self, name: str) -> StudentInfo:
         """The student of that name.
@@ -276,7 +298,11 @@ class Backend(Protocol):
         """
 
     def encode_text(
-        self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
+        self,
+        ids: Sequence[IntArray | None],
+        masks: Sequence[IntArray | None],
+        clip_skip: int = 0,
+        placed: Sequence[Sequence[Placed]] = (),
     ) -> Conditions:
         """Token ids and masks of shape (B, L), one of each per encoder -> the text as conditions.
 
@@ -285,6 +311,8 @@ class Backend(Protocol):
                 but one).
             masks: as ``ids``: 1 for tokens, 0 for padding.
             clip_skip: last layers that are left out, up to ``info.max_clip_skip``.
+            placed: per encoder, vectors in place of those of some ids; only for encoders that tell a
+                ``vector_width``, and empty without any.
         """
 
     def denoise(

@@ -23,6 +23,7 @@ from fewstep.engine.backends.base import (
     FloatArray,
     IntArray,
     ModelInfo,
+    Placed,
     StudentInfo,
     TextEncoderInfo,
     f32,
@@ -117,11 +118,15 @@ class FakeBackend:
         control.refuse(self.name, uses)
 
     def encode_text(
-        self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
+        self,
+        ids: Sequence[IntArray | None],
+        masks: Sequence[IntArray | None],
+        clip_skip: int = 0,
+        placed: Sequence[Sequence[Placed]] = (),
     ) -> Conditions:
         """A fixed random vector per token id, zero where the mask is 0."""
         (own,), (mask,) = ids, masks
-        assert own is not None and mask is not None
+        assert own is not None and mask is not None and not placed
         table = {int(i): image_noise(int(i), (_WIDTH,), stream=7) for i in np.unique(own)}
         rows = np.stack([[table[int(i)] for i in row] for row in own])
         return Conditions(tokens=f32(rows * mask[..., None]))

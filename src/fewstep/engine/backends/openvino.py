@@ -23,6 +23,7 @@ from fewstep.engine.backends.base import (
     FloatArray,
     IntArray,
     ModelInfo,
+    Placed,
     StudentInfo,
     TextEncoderInfo,
     f32,
@@ -121,11 +122,15 @@ class OpenVINOBackend:
         control.refuse(self.name, uses)
 
     def encode_text(
-        self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
+        self,
+        ids: Sequence[IntArray | None],
+        masks: Sequence[IntArray | None],
+        clip_skip: int = 0,
+        placed: Sequence[Sequence[Placed]] = (),
     ) -> Conditions:
         """Two rows at a time, the shape that the bundle was made with."""
         (own,), (own_mask,) = ids, masks
-        assert own is not None and own_mask is not None and clip_skip == 0
+        assert own is not None and own_mask is not None and clip_skip == 0 and not placed
         rows = []
         for start in range(0, len(own), 2):
             pair = [index if index < len(own) else start for index in (start, start + 1)]

@@ -20,6 +20,7 @@ from fewstep.engine.backends.base import (
     Conditions,
     FloatArray,
     IntArray,
+    Placed,
     f32,
 )
 from fewstep.errors import DependencyError
@@ -73,8 +74,9 @@ class TorchBackend:
         self._merged: Any = None
         self._controls: Any = None
         self.info = torch_info.model_info(
-            self._opened, auto.config, tokenizers, self._text.max_clip_skip(), self._text.widths()
-        )
+            self._opened, auto.config, tokenizers, self._text.max_clip_skip(), self._text.widths(),
+            self._text.vector_widths(),
+        )  # fmt: skip
 
     def describe(self, student: str | None = None) -> Mapping[str, str]:
         """Torch's version, the number type of the denoiser, the device and its threads."""
@@ -130,18 +132,24 @@ class TorchBackend:
         self._controls.use(uses)
 
     def encode_text(
-        self, ids: Sequence[IntArray | None], masks: Sequence[IntArray | None], clip_skip: int = 0
+        self,
+        ids: Sequence[IntArray | None],
+        masks: Sequence[IntArray | None],
+        clip_skip: int = 0,
+        placed: Sequence[Sequence[Placed]] = (),
     ) -> Conditions:
         """One call of every text encoder."""
         with self._torch.inference_mode():
             text = self._text(
                 [self._given(array, None) for array in ids], [self._given(array, None) for array in masks],
                 clip_skip,
+                [[(one.row, one.position, self._tensor(one.vectors, None)) for one in own] for own in placed],
             )  # fmt: skip
         return Conditions(
             tokens=_numpy(text.tokens),
             pooled=None if text.pooled is None else _numpy(text.pooled),
             mask=None if text.mask is None else text.mask.cpu().numpy(),
+            classes=None if text.classes is None else text.classes.cpu().numpy(),
         )
 
     def denoise(
@@ -156,6 +164,7 @@ class TorchBackend:
                 pooled=self._given(conditions.pooled, self._half),
                 concat=self._given(conditions.concat, self._half),
                 guidance=self._given(conditions.guidance, None),
+                classes=self._given(conditions.classes, None),
             )
             mask = self._given(conditions.mask, None)
             latents, times = self._tensor(x, self._half), self._tensor(t, None)
@@ -183,6 +192,8 @@ class TorchBackend:
         from fewstep.models import prompting
 
         opened = self._opened
+        if opened.family.text == "classes":
+            return prompting.ClassStack()
         encoders = [opened.parts[name].load(self._torch.float32) for name in opened.text_parts]
         stack = prompting.TextStack(
             opened.family.text,
