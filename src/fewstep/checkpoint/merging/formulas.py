@@ -8,7 +8,7 @@ With M the multiplier, per tensor (A1111's names):
 - SLERP (Shoemake 1985): the direction turns from A's to B's by M of the angle between them, the length goes
   from A's to B's in a straight line. With ``w`` the angle of the tensors as vectors, ``L = (1-M)|A| + M|B|``:
   ``L (sin((1-M) w) A/|A| + sin(M w) B/|B|) / sin w``. Where the way is not defined (a tensor of zeros,
-  opposite directions) and where it is a straight line to rounding, this is the weighted sum.
+  opposite directions) this is the weighted sum.
 
 A U-Net that takes 9 or 8 channels (inpainting, instruct-pix2pix) is mixed with one of 4 in its first 4.
 """
@@ -28,8 +28,8 @@ PIECE = 1 << 22
 """Numbers in one stretch of rows: 16 MB in float32."""
 
 _STRAIGHT = 1e-4
-"""Angles below are a straight line: the difference is below 2e-9 of the length. Nearer to half a turn than
-this the plane of the turn is rounding."""
+"""Of smaller angles the sines are taken for the angles (an error below 2e-9), and an angle nearer to half a
+turn than this has no plane that is not rounding."""
 
 
 class Rows(Protocol):
@@ -88,9 +88,11 @@ def slerp_factors(a: Rows, b: Rows, m: float, channels: int | None = None) -> tu
         apart += _square(one - two)
         together += _square(one.add_(two))
     angle = 2.0 * math.atan2(math.sqrt(apart), math.sqrt(together))
-    if angle < _STRAIGHT or angle > math.pi - _STRAIGHT:
+    if angle > math.pi - _STRAIGHT:
         return straight
     length = (1.0 - m) * length_a + m * length_b
+    if angle < _STRAIGHT:
+        return (1.0 - m) * length / length_a, m * length / length_b
     scale = length / math.sin(angle)
     return math.sin((1.0 - m) * angle) * scale / length_a, math.sin(m * angle) * scale / length_b
 
