@@ -30,8 +30,8 @@ import numpy as np
 from PIL import Image
 
 from fewstep.checkpoint import atomic
+from fewstep.cli.evaluate import stages
 from fewstep.cli.libraries import quiet_libraries
-from fewstep.cli.progress import stages
 from fewstep.data import split
 from fewstep.data.backgrounds import load_backgrounds
 from fewstep.data.captions import caption, object_text, with_article

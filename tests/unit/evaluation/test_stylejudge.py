@@ -26,7 +26,7 @@ class Eyes:
         self.meta: dict[str, object] = {}
 
     def run(self, pixels: np.ndarray) -> SimpleNamespace:
-        features = (pixels.reshape(len(pixels), -1, 3).mean(1) / 255).astype(np.float32)
+        features = (pixels.mean((1, 2)) / 255).astype(np.float32)
         return SimpleNamespace(
             features=features,
             concept_logits=np.zeros((len(pixels), 1), np.float32),
