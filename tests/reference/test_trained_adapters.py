@@ -64,6 +64,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             *("samples.num_inference_steps=2", "data.batch_size=2", "runtime.threads=1"),
             *("optimiser.learning_rate=0.01", "samples.every_images=8", "runtime.prefetch=0"),
         ]
+        if kind == "lora":
+            settings += ["lora.text_encoder=true", "licence=CC-BY-4.0"]
         if kind == "dreambooth":
             settings += ["prior={prompt: an apple, images: 2}", "samples.prompts=[]"]
         arguments = [item for setting in settings for item in ("--set", setting)]
@@ -101,18 +103,21 @@ def test_a_lora_has_one_effect_in_diffusers_in_kohya_names_and_here(trained: Tra
         drawn.append(pixels(pipe))
         pipe.fuse_lora()
         pipe.unload_lora_weights()
-        weights.append(pipe.unet.state_dict())
+        weights.append({"unet": pipe.unet.state_dict(), "text_encoder": pipe.text_encoder.state_dict()})
     plain = pipeline(trained.base)
+    plain_state = {"unet": plain.unet.state_dict(), "text_encoder": plain.text_encoder.state_dict()}
     assert np.abs(drawn[0] - pixels(plain)).max() > 1e-3  # it does something
     np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-5)
 
-    network = open_base(Base(path=str(trained.base))).network
-    own = {name.removeprefix("unet."): value for name, value in state.items()}
-    adapters.load_adapter(network, own, LoraSpec(rank=16, alpha=facts["alpha"]))
-    adapters.merge(network)
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(weights[0][name], value, atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=1e-6)
+    model = open_base(Base(path=str(trained.base)))
+    for part, network in (("unet", model.network), ("text_encoder", model.text.encoders[0])):
+        own = {n.removeprefix(f"{part}."): value for n, value in state.items() if n.startswith(f"{part}.")}
+        adapters.load_adapter(network, own, LoraSpec(rank=16, alpha=facts["alpha"]))
+        adapters.merge(network)
+        for name, value in network.state_dict().items():
+            for theirs in weights:
+                torch.testing.assert_close(theirs[part][name], value, atol=1e-6, rtol=1e-6)
+        assert not all(torch.equal(plain_state[part][n], v) for n, v in network.state_dict().items())
 
 
 def test_a_lora_file_says_what_it_is(trained: Trained) -> None:
@@ -121,7 +126,11 @@ def test_a_lora_file_says_what_it_is(trained: Trained) -> None:
     alphas = [value for name, value in stored.items() if name.endswith(".alpha")]
     assert alphas and all(float(value) == 16.0 for value in alphas)
     assert len(alphas) == sum(name.endswith(".lora_down.weight") for name in stored)
-    assert all(name.startswith("lora_unet_") for name in stored)
+    assert {name.partition("_down_blocks")[0].partition("_text_model")[0] for name in stored} >= {
+        "lora_unet",
+        "lora_te",
+    }
+    assert header["modelspec.license"] == "CC-BY-4.0"
     assert header["ss_network_dim"] == "16" and float(header["ss_network_alpha"]) == 16.0
     assert header["ss_new_sd_model_hash"] == safetensors.folder_hash(trained.base)
     assert header["ss_output_name"] == header["modelspec.title"] == "red-one"
@@ -131,8 +140,9 @@ def test_a_lora_file_says_what_it_is(trained: Trained) -> None:
     tags = json.loads(header["ss_tag_frequency"])["red-one"]
     assert tags["zzqx"] == tags["red"] == tags["on blue"] == 4 and tags["apple 0"] == 1
     adapter = read_adapter(path)
-    network = open_base(Base(path=str(trained.base))).network
-    assert check_fits(adapter, lora_apply.shapes({"unet": network})) == []
+    model = open_base(Base(path=str(trained.base)))
+    modules = {"unet": model.network, "text_encoder": model.text.encoders[0]}
+    assert check_fits(adapter, lora_apply.shapes(modules)) == []
 
 
 def test_sample_grids_have_a_column_for_every_strength(trained: Trained) -> None:
@@ -307,7 +317,7 @@ def test_a_student_is_taught_at_its_own_times(trained: Trained, tmp_path: Path) 
     model = open_base(Base(path=str(base)))
     contract = dataclasses.replace(
         model.contract, guidance="off", guidance_scale=1.0, num_inference_steps=2, allowed_steps=(1, 2),
-        spacing="trailing", solver="ddim",
+        spacing="trailing", solver="ddim", method="lightning",
     )  # fmt: skip
     with torch.no_grad():
         model.network.conv_in.weight.add_(1.0)

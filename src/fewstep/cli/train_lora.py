@@ -202,6 +202,9 @@ def _chosen(asked: Asked, name: str, base: Path, model: TaughtModel) -> dict[str
     }
     if asked.minutes is None:
         values["schedule"]["kind"] = "wsd"
+    else:
+        # the rate cannot come down before an end that is not known in images: an average does the same
+        values["ema"] = {"half_life_images": 50 * batch}
     if asked.kind == "lora":
         rank = asked.rank or 16
         values["lora"] = {"rank": rank}
@@ -250,6 +253,9 @@ def _said(recipe: AdapterRecipe, model: TaughtModel, folder: Path) -> list[str]:
         f"rate {recipe.optimiser.learning_rate:g}; other choices: --set KEY=VALUE (all keys: --dry-run)",
         f"sample grids and checkpoints are in {folder}",
     ]
+    if model.contract.method != "base":
+        few = f"{opened.name} draws in few steps and is taught at its own times"
+        lines.insert(1, f"{few}; what its base is taught is for the base and for all its students")
     if recipe.pictures.trigger is not None:
         lines.insert(1, f"prompts call it with {recipe.pictures.trigger!r}")
     return lines

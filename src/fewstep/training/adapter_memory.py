@@ -44,25 +44,29 @@ class Memory:
 
 
 def estimate(task: AdapterTask, pictures: PictureSet) -> Memory:
-    """Count weights, and what the forward pass of one picture keeps for the backward pass.
+    """Count weights, and what the forward passes of one and of two pictures keep for the backward pass.
 
-    The pass is run once, at the training size; it changes nothing.
+    The passes are run at the training size and change nothing. What is computed a second time with gradient
+    checkpointing comes on top.
     """
     recipe, role = task.recipe, task.roles[ROLE]
     seen = {tensor.data_ptr(): tensor.nbytes for tensor in _tensors(role.module)}
     trained = sum(p.nbytes for p in role.weights.parameters())
     averaged = trained if recipe.ema is not None else 0
     together = max(1, recipe.data.batch_size // recipe.runtime.accumulation)
-    kept = _kept(task, pictures, set(seen))
-    return Memory(sum(seen.values()), 3 * trained + averaged, kept * together)
+    kept = _kept(task, pictures, set(seen), 1)
+    if together > 1:
+        # what does not grow with the pictures, such as weights in half precision, counts once
+        kept += (_kept(task, pictures, set(seen), 2) - kept) * (together - 1)
+    return Memory(sum(seen.values()), 3 * trained + averaged, kept)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _kept(task: AdapterTask, pictures: PictureSet, weights: set[int]) -> int:
-    """Bytes of the different tensors that one picture's graph holds besides weights."""
+def _kept(task: AdapterTask, pictures: PictureSet, weights: set[int], count: int) -> int:
+    """Bytes of the different tensors that the graph of some pictures holds besides weights."""
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -72,7 +76,7 @@ def _kept(task: AdapterTask, pictures: PictureSet, weights: set[int]) -> int:
         return tensor
 
     rng = np.random.default_rng(0)
-    sample = task.draw(pictures.batch(np.array([0]), rng), rng)
+    sample = task.draw(pictures.batch(np.zeros(count, np.int64), rng), rng)
     batch: dict[str, Any] = {
         name: torch.from_numpy(value) if value.dtype != np.float64 else value
         for name, value in sample.items()

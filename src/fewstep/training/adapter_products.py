@@ -75,6 +75,8 @@ def write_facts(recipe: AdapterRecipe, model: TaughtModel, pictures: PictureSet,
     }
     if recipe.pictures.trigger is not None:
         header["modelspec.trigger_phrase"] = recipe.pictures.trigger
+    if recipe.licence is not None:
+        header["modelspec.license"] = recipe.licence
     facts: dict[str, Any] = {"family": family.name, "part": model.part, "header": header}
     if isinstance(recipe, LoraRecipe):
         facts["alpha"] = lora_spec(recipe, model).alpha or float(recipe.lora.rank)
@@ -96,7 +98,7 @@ def finish(recipe: AdapterRecipe, run_folder: Path) -> Path:
     header = {
         **facts["header"],
         "ss_steps": str(manifest["steps"]),
-        "fewstep.images_seen": str(manifest["images_seen"]),
+        "fewstep_images_seen": str(manifest["images_seen"]),
     }
     state = safetensors.load_torch(source)
     out = run_folder / f"{recipe.name}.safetensors"

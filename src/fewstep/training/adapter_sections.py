@@ -101,7 +101,7 @@ class AdapterObjective(Section):
     """Denoising as the base was trained; prediction type and schedule are the base's."""
 
     noise_levels: NoiseLevels | None = None
-    """None: uniform on a table, logit-normal on a flow, a student's own times."""
+    """None: uniform on a table, logit-normal on a flow, a few-step model's own times."""
     weighting: Weighting = Weighting()
     caption_dropout: Fraction = 0.05
 
@@ -111,6 +111,8 @@ class AdapterRecipe(LoopRecipe):
 
     name: str
     """Of the file that the run leaves."""
+    licence: str | None = None
+    """Of what is learnt, as the header shall say it: that of the pictures, often."""
     base: Base
     pictures: Pictures = Pictures()
     objective: AdapterObjective = AdapterObjective()

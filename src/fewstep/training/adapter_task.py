@@ -173,8 +173,8 @@ def check_teachable(recipe: AdapterRecipe, model: TaughtModel) -> None:
 
 
 def default_levels(model: TaughtModel) -> NoiseLevels:
-    """Times that a model's adapters are trained at: a student's own, else as its family was trained."""
-    if model.student is not None:
+    """Times that a model's adapters are trained at: a few-step model's own, else its family's."""
+    if model.contract.method != "base":
         return NoiseLevels(kind="discrete", options={"times": student_times(model)})
     if isinstance(model.schedule, FlowSchedule):
         # Esser 2024 (arXiv 2403.03206), section 5.1
@@ -183,7 +183,7 @@ def default_levels(model: TaughtModel) -> NoiseLevels:
 
 
 def student_times(model: TaughtModel) -> list[Any]:
-    """The times at which a student is called, of all step counts that it is made for."""
+    """The times at which a few-step model is called, of all step counts that it is made for."""
     counts = model.contract.allowed_steps or (model.contract.num_inference_steps,)
     return sorted({float(t) for count in counts for t in model.contract.grid(count)[:-1]})
 

@@ -23,7 +23,10 @@ Image = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands: images, rate in images per second, seconds left, and the last logged values."""
+    """Where a run stands: images, rate in images per second, seconds left, and the last logged values.
+
+    ``stop_images`` is how many it will see; of a run that ends by the clock, as far as the rate tells.
+    """
 
     images_seen: int
     stop_images: int
@@ -169,7 +172,9 @@ class Bar:
         losses = " ".join(f"{key} {value:.4f}" for key, value in progress.values.items() if "loss" in key)
         note = f"{progress.images_per_second:.1f} images/s {losses}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=progress.images_seen, note=note)
+            self._bar.update(
+                self._task, completed=progress.images_seen, total=progress.stop_images, note=note
+            )
         elif progress.values is not self._logged:
             left = _clock(progress.seconds_left)
             _log.info("%d of %d images, %s, %s left", progress.images_seen, progress.stop_images, note, left)

@@ -135,8 +135,11 @@ class Loop:
             if self.accelerator.is_main_process:
                 # The rate since the start is steadier than the last one, and ends the wait for the first log.
                 rate = (seen - first) / max(now - began, 1e-9)
-                left = max(0, recipe.stop.images - seen) / max(rate, 1e-9)
-                self.hooks.on_progress(Progress(seen, recipe.stop.images, rate, left, values))
+                left, goal = max(0, recipe.stop.images - seen) / max(rate, 1e-9), recipe.stop.images
+                if hours is not None and (rest := 3600.0 * hours - (now - began)) < left:
+                    left = max(0.0, rest)
+                    goal = min(goal, seen + round(left * rate))
+                self.hooks.on_progress(Progress(seen, goal, rate, left, values))
             every = recipe.samples.every_images
             if every and (_crossed(seen, size, every) or reason == "images"):
                 self._observe()

@@ -172,14 +172,15 @@ def test_times_follow_the_base_or_the_student() -> None:
     )
     student = SamplingContract(
         base_family="sd15",
+        method="lightning",
         native_sizes=((8, 8),),
         guidance="off",
         num_inference_steps=2,
         allowed_steps=(1, 2),
     )
     kinds = []
-    for contract, name in ((table, None), (flow, None), (student, "two")):
-        model: Any = SimpleNamespace(contract=contract, schedule=contract.make_schedule(), student=name)
+    for contract in (table, flow, student):
+        model: Any = SimpleNamespace(contract=contract, schedule=contract.make_schedule())
         kinds.append(adapter_task.default_levels(model))
     assert [levels.kind for levels in kinds] == ["uniform", "logit_normal", "discrete"]
     assert kinds[2].options == {"times": [499.0, 999.0]}
