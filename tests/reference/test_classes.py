@@ -91,8 +91,9 @@ def test_the_picture_is_that_of_diffusers(folder, engine, guidance):
     with our_noise(), torch.no_grad(), mock.patch.object(pipe.vae, "decode", watch):
         pipe([3], guidance_scale=guidance, num_inference_steps=STEPS)
     ours = draw(engine, "Tabby cat", guidance_scale=guidance)
-    assert np.abs(ours - seen[0].numpy()).max() < 1e-4
-    assert np.abs(ours - draw(engine, "10", guidance_scale=guidance)).max() > 0.05
+    # Guidance from a time with little signal makes large latents of random weights: a share of them.
+    assert np.abs(ours - seen[0].numpy()).max() < 1e-5 * ours.std()
+    assert np.abs(ours - draw(engine, "10", guidance_scale=guidance)).max() > 0.05 * ours.std()
 
 
 def test_names_and_numbers(engine):
