@@ -30,7 +30,7 @@ _UNFIT_KINDS = {
     "taesd": "a tiny autoencoder alone; give a model, and this file with --vae",
     "text_encoder": "a text encoder alone; give a whole model",
     "lora": "an adapter; give a model, and this file's name with --lora and its folder with --loras-dir",
-    "embedding": "an embedding; give a whole model",
+    "embedding": "an embedding; give a model, and this file with --embedding",
 }
 
 
