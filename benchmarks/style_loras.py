@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STRENGTHS = (0.0, 0.5, 1.0)
 BASE_DRAWINGS = 120
 LEAST = 0.95  # what the judge must reach on styled drawings before it is used
-SHOWN, CELL, GAP, COLOURS = 12, 98, 2, 128  # of the sheet of the sets
+SHOWN, CELL, GAP, COLOURS = 12, 98, 2, 256  # of the sheet of the sets
 DRAWINGS, CAPTIONS = "drawings", "captions alone"
 
 
@@ -226,11 +226,12 @@ def run(arguments: argparse.Namespace) -> None:
             found, shown = of_style(style, labels, sets, judge, engine, sampling, arguments, report)
             rows += found
             grid.append(shown)
+    weights = engine.info.hash
     engine.close()
     command = shlex.join(["python", "benchmarks/style_loras.py", *sys.argv[1:]])
     text = table(rows, command)
     atomic.write_text(arguments.out / "table.md", text)
-    content = {"command": command, "model": engine.info.hash, "rows": [asdict(row) for row in rows]}
+    content = {"command": command, "model": weights, "rows": [asdict(row) for row in rows]}
     atomic.write_text(arguments.out / "table.json", json.dumps(content, indent=1) + "\n")
     head = (
         f"{with_article(object_text(arguments.show))} in {len(styles)} styles, all with seed {arguments.seed}"
