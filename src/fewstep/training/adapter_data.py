@@ -197,8 +197,8 @@ def _look(folder: Path, section: Pictures, wanted: tuple[int, int], report: Path
     if len(without) > section.limit * len(source):
         raise DataError(
             f"{folder}: {len(without)} of {len(source)} pictures have no caption, such as {without[0]}; "
-            "write what is on each in a .txt file beside it, or give all one with pictures.trigger or "
-            "pictures.caption"
+            "write what is on each in a .txt file beside it, or give all one word: --trigger WORD, in "
+            "a recipe pictures.trigger"
         )
     width, height = wanted
     found = ImageText(source, width=width, height=height, limit=section.limit, report=report)
