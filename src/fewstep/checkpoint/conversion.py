@@ -1,4 +1,4 @@
-"""What ``fewstep convert`` does: a weight file becomes a folder, a folder a file, a file another type.
+"""What ``fewstep convert`` does: a file becomes a folder, a folder a file, a file another type or names.
 
 The kind of the source is told from its content, and that of the output from its name: ``.safetensors`` is a
 file, anything else a folder.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fewstep.checkpoint import (
+    adapter_conversion,
     conversion_notes,
     folder_writing,
     part_configs,
@@ -21,6 +23,8 @@ from fewstep.checkpoint import (
     single_file,
     tokenizers,
 )
+from fewstep.checkpoint.adapters.reading import CONTRACT
+from fewstep.checkpoint.adapters.writing import WriteStyle
 from fewstep.checkpoint.detect import Detected
 from fewstep.checkpoint.half import Oddities, Precision
 from fewstep.checkpoint.part_configs import Family
@@ -30,6 +34,9 @@ from fewstep.checkpoint.single_file import PartView, Report
 from fewstep.errors import CheckpointError, NotFoundError, OutputError, UsageError
 
 SUFFIX = ".safetensors"
+CONTRACT_FILE = "fewstep.json"
+"""The sampling contract of a pipeline folder; in a file's header it is `reading.CONTRACT`."""
+_MAX_CONTRACT = 1_000_000
 _ARCHITECTURES: dict[tuple[Family, str], str] = {
     ("sd1", "epsilon"): "stable-diffusion-v1",
     ("sd2", "epsilon"): "stable-diffusion-v2-512",
@@ -54,6 +61,9 @@ class Options:
         vocabulary: CLIP's, where no folder gives one.
         ema: take the averaged weights of the U-Net.
         allow_pickle: read a pickle checkpoint.
+        names: of an adapter's tensors; as they are when None.
+        scheduler: makes the scheduler's configuration of a sampling contract's text: None where diffusers has
+            no scheduler for it, CheckpointError where it is none.
         replace: put the output in the place of what has its name.
     """
 
@@ -66,6 +76,8 @@ class Options:
     vocabulary: tokenizers.Vocabulary | None = None
     ema: bool = False
     allow_pickle: bool = False
+    names: WriteStyle | None = None
+    scheduler: Callable[[str], dict[str, Any] | None] | None = None
     replace: bool = False
 
 
@@ -88,6 +100,11 @@ def convert(source: Path, out: Path, options: Options, *, on_tensor: Report | No
         OutputError: the output exists already, or cannot be written.
     """
     _check_paths(source, out, options)
+    if options.names is not None and (source.is_dir() or is_pickle(source) or out.suffix != SUFFIX):
+        raise UsageError(
+            f"--lora-names {options.names}: only a safetensors file of an adapter gets other names, and "
+            f"--out ends in {SUFFIX}"
+        )
     if source.is_dir():
         return _to_file(source, out, options, on_tensor)
     if is_pickle(source):
@@ -96,6 +113,8 @@ def convert(source: Path, out: Path, options: Options, *, on_tensor: Report | No
         raise UsageError(f"{source}: no pickle checkpoint by its content; leave --allow-pickle out")
     if out.suffix == SUFFIX:
         _refuse(source, options, ("family", "prediction_type", "base", "vae", "tokenizer", "ema"))
+        if options.names is not None:
+            return adapter_conversion.rename(source, out, options.names, dtype=options.dtype)
         odd = Oddities()
         single_file.retype(source, out, options.dtype, odd=odd, on_tensor=on_tensor)
         return conversion_notes.about_values([odd])
@@ -164,6 +183,9 @@ def _to_file(source: Path, out: Path, options: Options, on_tensor: Report | None
         if options.vae is not None:
             views["vae"] = _autoencoder(options.vae, family, stack)
         notes = []
+        contract = _contract_of(source)
+        if (source / "students").is_dir():
+            notes.append("the students beside the base are not in the file")
         if family.startswith("pixart"):
             notes.append(f"{family} has no file of a whole model: only its transformer was written")
             views = {"transformer": views["transformer"]}
@@ -173,7 +195,7 @@ def _to_file(source: Path, out: Path, options: Options, on_tensor: Report | None
             list(views.values()),
             family=family,
             dtype=options.dtype,
-            metadata=_metadata(folder.detected),
+            metadata=_metadata(folder.detected) | contract,
             markers=_markers(folder.detected),
             on_tensor=on_tensor,
         )
@@ -202,7 +224,7 @@ def _to_folder(source: Path, out: Path, options: Options, on_tensor: Report | No
             _refuse(source, options, ("base", "vae", "tokenizer", "prediction_type"))
         if len(views) == 1 and options.base is None and options.vae is None:
             return notes + _network(source, out, detected, views, options, on_tensor)
-        return notes + _pipeline(source, out, detected, views, options, on_tensor, stack)
+        return notes + _pipeline(reader, out, views, options, on_tensor, stack)
 
 
 def _network(
@@ -226,14 +248,14 @@ def _network(
 
 
 def _pipeline(
-    source: Path,
+    reader: single_file.Reader,
     out: Path,
-    detected: Detected,
     own: Mapping[str, PartView],
     options: Options,
     on_tensor: Report | None,
     stack: contextlib.ExitStack,
 ) -> list[str]:
+    source, detected = reader.file.path, reader.detected
     family = detected.family
     assert family is not None
     views, prediction = dict(own), (detected.prediction_type, detected.prediction_source)
@@ -258,16 +280,20 @@ def _pipeline(
             name: view.config["vocab_size"] for name, view in views.items() if "vocab_size" in view.config
         },
     )
+    contract, scheduler, notes = _contract_in(reader, options)
     folder_writing.write_folder(
         out,
         detected,
         views,
         tokenizers=found,
+        texts={} if contract is None else {CONTRACT_FILE: contract},
+        scheduler=scheduler,
         dtype=options.dtype,
         replace=options.replace,
         on_tensor=on_tensor,
     )
-    notes = [conversion_notes.about_prediction(detected)] if prediction[1] in ("name", "metadata") else []
+    if prediction[1] in ("name", "metadata"):
+        notes.append(conversion_notes.about_prediction(detected))
     absent = [name for name in TEXT_ENCODERS[family] if name not in views]
     notes += [f"there is no {name}: the folder draws without it" for name in absent]
     notes += conversion_notes.about_tokenizers(tokenizers.missing(family, found, set(views)))
@@ -343,6 +369,37 @@ def _metadata(detected: Detected) -> dict[str, str]:
     if predicted in ("epsilon", "v_prediction"):
         found["modelspec.prediction_type"] = "v" if predicted == "v_prediction" else "epsilon"
     return found
+
+
+def _contract_in(
+    reader: single_file.Reader, options: Options
+) -> tuple[str | None, dict[str, Any] | None, list[str]]:
+    """The sampling contract in a file's header, its scheduler, and what is to be said of it."""
+    contract = reader.file.metadata.get(CONTRACT)
+    if contract is None or options.scheduler is None:
+        return contract, None, []
+    try:
+        scheduler = options.scheduler(contract)
+    except CheckpointError as error:
+        return None, None, [f"warning: its sampling contract is left out: {error}"]
+    if scheduler is None:
+        return contract, None, ["diffusers has no scheduler for its sampling contract: it has the family's"]
+    return contract, scheduler, []
+
+
+def _contract_of(folder: Path) -> dict[str, str]:
+    """The sampling contract of a folder, which goes with the weights; it is not looked into here."""
+    path = folder / CONTRACT_FILE
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CONTRACT + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); export the folder again") from None
+    if len(text) > _MAX_CONTRACT:
+        raise CheckpointError(f"{path}: too long for a sampling contract; export the folder again")
+    return {CONTRACT: text}
 
 
 def _markers(detected: Detected) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ def write_folder(
     views: Mapping[str, PartView],
     *,
     tokenizers: Mapping[str, Mapping[str, bytes]],
+    texts: Mapping[str, str] | None = None,
+    scheduler: Mapping[str, Any] | None = None,
     dtype: Precision | None = None,
     replace: bool = False,
     on_tensor: Report | None = None,
@@ -60,6 +62,8 @@ def write_folder(
         views: every network of the family, by folder name; those in `OPTIONAL` may be missing.
         tokenizers: folder name -> files, as `fewstep.checkpoint.tokenizers.tokenizers` gives them; folders
             that are missing are named in ``model_index.json`` all the same, so that they can be added.
+        texts: files to write besides, by name.
+        scheduler: its configuration; that of the family's published models when None.
         dtype: of the weights; as they are when None.
         replace: put the new folder in the place of an old one.
         on_tensor: told of every tensor that was written.
@@ -79,7 +83,8 @@ def write_folder(
             "give a model that has it with --base"
         )
     index: dict[str, Any] = {"_class_name": PIPELINES[family, variant], **_version("diffusers")}
-    scheduler = scheduler_config(family, detected.prediction_type, detected.zero_terminal_snr)
+    if scheduler is None:
+        scheduler = scheduler_config(family, detected.prediction_type, detected.zero_terminal_snr)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     total, done = sum(len(views[name].entries) for name in wanted if name in views), 0
     with atomic.folder(out, replace=replace) as root:
@@ -96,6 +101,8 @@ def write_folder(
             for file, data in tokenizers.get(name, {}).items():
                 atomic.write_bytes(root / name / file, data)
         index |= _unused(family, variant)
+        for file, text in (texts or {}).items():
+            atomic.write_text(root / file, text)
         _write_json(root / "scheduler" / "scheduler_config.json", scheduler)
         _write_json(root / "model_index.json", dict(sorted(index.items())))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,11 +12,13 @@ from fewstep.cli.choices import one_of
 from fewstep.cli.progress import progress
 
 if TYPE_CHECKING:
+    from fewstep.checkpoint.adapters.writing import WriteStyle
     from fewstep.checkpoint.half import Precision
     from fewstep.checkpoint.part_configs import Family
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 PREDICTIONS = ("epsilon", "v_prediction")
+LORA_NAMES = ("diffusers", "kohya", "kohya-compvis")
 
 
 def command(
@@ -75,6 +77,15 @@ def command(
             help="Read a pickle (.ckpt, .pt, .pth, .bin) in a restricted process; --out is a .safetensors.",
         ),
     ] = False,
+    lora_names: Annotated[
+        str | None,
+        typer.Option(
+            "--lora-names",
+            metavar="|".join(LORA_NAMES),
+            help="Write a LoRA under these names: diffusers is peft's too, kohya what web UIs read, "
+            "kohya-compvis the same with the block names that trainers of SDXL use.",
+        ),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Put the output in the place of an old one.")
     ] = False,
@@ -83,8 +94,8 @@ def command(
     """Convert weight files and pipeline folders, and print the path of what was made.
 
     A single file of Stable Diffusion 1, 2, XL or 3 becomes a folder in the diffusers layout, such a folder
-    one file, a safetensors file another type, and a pickle a safetensors file. The output appears when it is
-    complete.
+    one file, a safetensors file another type, a LoRA one of other names, and a pickle a safetensors file. How
+    a model is sampled (fewstep's contract) goes with it. The output appears when it is complete.
     """
     if dtype is not None:
         one_of("--dtype", dtype, PRECISIONS)
@@ -96,6 +107,8 @@ def command(
 
     if family is not None:
         one_of("--family", family, FAMILIES)
+    if lora_names is not None:
+        one_of("--lora-names", lora_names, LORA_NAMES)
     quiet_libraries()
     options = Options(
         dtype=cast("Precision | None", dtype),
@@ -107,6 +120,8 @@ def command(
         vocabulary=_clip_vocabulary,
         ema=ema,
         allow_pickle=allow_pickle,
+        names=cast("WriteStyle | None", lora_names),
+        scheduler=_scheduler,
         replace=replace,
     )
     with progress("tensors", quiet=quiet) as report:
@@ -120,3 +135,19 @@ def _clip_vocabulary() -> dict[str, bytes]:
     from fewstep.models.clip_tokenizer import files
 
     return files()
+
+
+def _scheduler(contract: str) -> dict[str, Any] | None:
+    """What plain diffusers samples with as a contract says; None where it has nothing for it."""
+    from fewstep.diffusion.contract import SamplingContract
+    from fewstep.diffusion.scheduler_config import scheduler_config
+    from fewstep.errors import CheckpointError, UsageError
+
+    try:
+        told = SamplingContract.from_json(contract)
+    except RecursionError:
+        raise CheckpointError("it is nested endlessly") from None
+    try:
+        return scheduler_config(told)
+    except UsageError:
+        return None

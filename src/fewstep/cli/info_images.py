@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _TOOLS: dict[str, tuple[frozenset[str], ...]] = {
-    "ComfyUI": (frozenset({"prompt", "workflow"}),),
     "InvokeAI": (frozenset({"invokeai_metadata"}), frozenset({"sd-metadata"}), frozenset({"Dream"})),
     "NovelAI": (frozenset({"Comment", "Description", "Source"}),),
 }
-"""Tool -> the text chunks by which it is known; Fooocus writes JSON where A1111 writes its text."""
+"""Tool -> the text chunks by which it is known. ComfyUI writes a JSON object as ``prompt``, Fooocus one where
+A1111 writes its text."""
 
 _LIMITS = {"Dream": 10_000, "Source": 1_000}
 """Characters of texts that the parsers search by patterns whose time grows with the square."""
@@ -86,7 +86,7 @@ def other_tool(texts: Mapping[str, str]) -> dict[str, Any]:
         from fewstep.cli.installed import pip_line
 
         return {"tool": tool, "note": f"its settings are read with: {pip_line('metadata')}"}
-    makers = {
+    makers: dict[str, Any] = {
         "ComfyUI": parsers.ComfyUIParser,
         "InvokeAI": parsers.InvokeAIParser,
         "NovelAI": parsers.NovelAIParser,
@@ -109,6 +109,8 @@ def other_tool(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _tool(texts: Mapping[str, str]) -> str | None:
+    if _is_object(texts.get("prompt", "")):
+        return "ComfyUI"
     for tool, choices in _TOOLS.items():
         if any(keys <= texts.keys() for keys in choices):
             return tool
@@ -117,22 +119,37 @@ def _tool(texts: Mapping[str, str]) -> str | None:
 
 def _bounded(tool: str, texts: Mapping[str, str]) -> dict[str, Any]:
     """The texts of a tool, when its parser is done with them soon; raises ValueError otherwise."""
-    wanted = {"parameters", "invokeai_graph"}.union(*(keys for keys in _TOOLS.get(tool, ())))
+    wanted = {"parameters", "prompt", "workflow"}.union(*(keys for keys in _TOOLS.get(tool, ())))
     given = {key: text for key, text in texts.items() if key in wanted}
     for key, text in given.items():
         if len(text) > _LIMITS.get(key, MAX_TEXT):
             raise ValueError(f"{key} has {len(text)} characters")
     if tool != "ComfyUI":
         return dict(given)
-    prompt, workflow = json.loads(given["prompt"]), json.loads(given["workflow"])
+    prompt = json.loads(given["prompt"])
     nodes = {
         key: {**node, "inputs": dict(list(node["inputs"].items())[:_MAX_INPUTS])}
         for key, node in prompt.items()
     }
     samplers = sum({"sampler_name", "steps", "cfg"} <= node["inputs"].keys() for node in nodes.values())
-    if samplers * len(nodes) ** 2 > _MAX_WORK or len(workflow["links"]) > 10 * _MAX_WORK**0.5:
+    links = _links(nodes)
+    if samplers * len(nodes) ** 2 > _MAX_WORK or len(links) > 10 * _MAX_WORK**0.5:
         raise ValueError(f"a graph of {len(nodes)} nodes and {samplers} samplers")
-    return {"prompt": nodes, "workflow": workflow}
+    return {"prompt": nodes, "workflow": {"links": links}}
+
+
+def _links(nodes: Mapping[str, Any]) -> list[list[Any]]:
+    """Links of a ComfyUI graph as its editor saves them, from the nodes: images of its API have no others.
+
+    An input that is another node's output is ``[node, number]``. Of their type only that of ``clip`` matters,
+    along which no prompt is looked for.
+    """
+    return [
+        [0, value[0], 0, key, 0, "CLIP" if name == "clip" else "*"]
+        for key, node in nodes.items()
+        for name, value in node["inputs"].items()
+        if isinstance(value, list) and len(value) == 2 and str(value[0]) in nodes
+    ]
 
 
 def _is_object(text: str) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fewstep.checkpoint.detect import Detected
     from fewstep.checkpoint.header import Entry, Header
     from fewstep.diffusion.published import Kind
+    from fewstep.models.known_hashes import Recognised
 
 _OWN = "fewstep"
 _PUBLISHED: dict[str, Kind] = {"checkpoint": "full", "denoiser": "unet", "lora": "lora"}
@@ -137,7 +138,8 @@ def _recognised(path: Path, head: Header, kind: str, *, with_hash: bool) -> dict
     if kind not in _PUBLISHED:
         return {}
     try:
-        known = None if with_hash else {}  # a table of hashes would make the whole file be read
+        # A table of hashes would make the whole file be read.
+        known: dict[str, Recognised] | None = None if with_hash else {}
         found = recognise(path, metadata=head.metadata, kind=_PUBLISHED[kind], known=known)
     except (FewstepError, RecursionError) as error:
         return {"recognised": {"note": str(error)}}

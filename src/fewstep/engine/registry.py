@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from fewstep.checkpoint import bundle
 from fewstep.engine import names
@@ -266,9 +266,7 @@ def _named_entry(model: names.NamedModel) -> ModelEntry | None:
     there = model.path.is_file() if model.kind == "checkpoint" else _is_model_folder(model.path)
     if model.kind not in _ORDER or not there:
         return None
-    return ModelEntry(
-        name=model.name, folder=model.path, kind=cast("Kind", model.kind), origin=NAMED, size=model.size
-    )
+    return ModelEntry(name=model.name, folder=model.path, kind=model.kind, origin=NAMED, size=model.size)
 
 
 def _unfit(model: names.NamedModel) -> str:

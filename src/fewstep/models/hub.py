@@ -348,5 +348,6 @@ def _library() -> Any:
             "'fewstep[torch]'"
         ) from None
     # Its own bar would stand beside ours.
-    huggingface_hub.utils.disable_progress_bars()
-    return huggingface_hub
+    library: Any = huggingface_hub
+    library.utils.disable_progress_bars()
+    return library

@@ -9,7 +9,6 @@ sampled); ``scheduler/scheduler_config.json`` says the same to plain diffusers, 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from fewstep.checkpoint import atomic, safetensors
 from fewstep.checkpoint.bundle import STUDENTS, student_part
 from fewstep.diffusion.contract import SamplingContract
-from fewstep.errors import CheckpointError, DependencyError, NotFoundError, UsageError
-from fewstep.models import families, strict
+from fewstep.errors import CheckpointError, NotFoundError, UsageError
+from fewstep.models import families, pieces, strict
 from fewstep.models.components import Components
 from fewstep.models.families import Index
 from fewstep.models.students import check_contract
@@ -125,7 +124,7 @@ def tokenizer(root: Path, part: str, index: Index) -> Any:
 
     Raises:
         CheckpointError: it is missing or broken.
-        DependencyError: it is a sentencepiece model, and the package that reads these is missing.
+        DependencyError: it is a sentencepiece model, and a package that reads these is missing.
     """
     return _tokenizer(root / part, index.classes[part])
 
@@ -187,13 +186,7 @@ def check_index(root: Path) -> Index:
 def _tokenizer(folder: Path, class_name: str) -> Any:
     import transformers
 
-    # transformers would say that another package is missing, one for files that this is not.
-    only_pieces = (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file()
-    if only_pieces and importlib.util.find_spec("sentencepiece") is None:
-        raise DependencyError(
-            f"{folder}: a sentencepiece model, which needs a package that is not installed; "
-            "install it with: pip install sentencepiece protobuf"
-        )
+    pieces.check(folder)
     try:
         return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:

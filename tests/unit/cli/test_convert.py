@@ -34,12 +34,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_options_reach_the_conversion_and_remarks_the_user(seen: dict[str, Any], capsys: Output) -> None:
     given = ["--dtype", "bf16", "--family", "sdxl", "--prediction-type", "v_prediction", "--base", "b"]
     given += ["--vae", "v", "--tokenizer", "t", "--ema", "--allow-pickle", "--replace"]
+    given += ["--lora-names", "kohya"]
     assert main(["convert", "in.safetensors", "--out", "out", *given]) == 0
     printed = capsys.readouterr()
     assert printed.out == "out\n"
     assert printed.err == "fewstep: the first remark\nfewstep: the second\n"
     assert (seen["source"], seen["out"]) == (Path("in.safetensors"), Path("out"))
-    assert dataclasses.replace(seen["options"], vocabulary=None) == conversion.Options(
+    assert dataclasses.replace(seen["options"], vocabulary=None, scheduler=None) == conversion.Options(
         dtype="bf16",
         family="sdxl",
         prediction_type="v_prediction",
@@ -48,6 +49,7 @@ def test_options_reach_the_conversion_and_remarks_the_user(seen: dict[str, Any],
         tokenizer=Path("t"),
         ema=True,
         allow_pickle=True,
+        names="kohya",
         replace=True,
     )
 
@@ -55,7 +57,7 @@ def test_options_reach_the_conversion_and_remarks_the_user(seen: dict[str, Any],
 def test_defaults_allow_nothing(seen: dict[str, Any], capsys: Output) -> None:
     assert main(["convert", "in", "--out", "out", "--quiet"]) == 0
     assert capsys.readouterr() == ("out\n", "")
-    assert dataclasses.replace(seen["options"], vocabulary=None) == conversion.Options()
+    assert dataclasses.replace(seen["options"], vocabulary=None, scheduler=None) == conversion.Options()
     assert not seen["options"].allow_pickle and not seen["options"].replace
 
 
