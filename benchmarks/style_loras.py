@@ -45,11 +45,11 @@ from fewstep.errors import DataError, FewstepError, UsageError
 from fewstep.evaluation import accuracy, plots, stylejudge
 from fewstep.evaluation.drawing import Job, Sampling, draw
 from fewstep.evaluation.setfigures import share_interval
-from fewstep.models.features import default_evaluator_folder, load_evaluator
+from fewstep.models.features import LoadedEvaluator, default_evaluator_folder, load_evaluator
 
 ROOT = Path(__file__).resolve().parents[1]
 STRENGTHS = (0.0, 0.5, 1.0)
-BASE_DRAWINGS = 120
+BASE_DRAWINGS = 240
 LEAST = 0.95  # what the judge must reach on styled drawings before it is used
 SHOWN, CELL, GAP, COLOURS = 12, 98, 2, 256  # of the sheet of the sets
 DRAWINGS, CAPTIONS = "drawings", "captions alone"
@@ -66,6 +66,14 @@ class Row:
     style_right: tuple[float, float, float]
     concept_first: tuple[float, float, float]
     concept_in_five: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who says which style a picture has, and who says what it shows."""
+
+    style: stylejudge.StyleJudge
+    concept: LoadedEvaluator
 
 
 def parsed() -> argparse.Namespace:
@@ -149,7 +157,7 @@ def show_sets(arguments: argparse.Namespace, sets: StyleSets) -> None:
     atomic.write_bytes(arguments.out / "sets.png", buffer.getvalue())
 
 
-def fitted(arguments: argparse.Namespace, sets: StyleSets, evaluator: Any) -> stylejudge.StyleJudge:
+def fitted(arguments: argparse.Namespace, sets: StyleSets) -> stylejudge.StyleJudge:
     """Fit the judge and try it on drawings of objects that it has not seen."""
     unseen = set(sets.held_out)
     shown = {stylejudge.BASE: base_pictures(arguments.drawings, None, unseen, 0)}
@@ -157,7 +165,7 @@ def fitted(arguments: argparse.Namespace, sets: StyleSets, evaluator: Any) -> st
     for style in sets.styles:
         shown[style] = np.stack(list(pictures_of(arguments.sets, style).values()))
         tried[style] = np.stack(list(pictures_of(arguments.held_out, style).values()))
-    judge = stylejudge.fit(evaluator, shown)
+    judge = stylejudge.fit(shown)
     counts = stylejudge.confusion(judge, tried)
     per_style = np.diag(counts) / counts.sum(1)
     print("the judge on drawings of held-out objects (rows: what they are, columns: what it says)")
@@ -169,18 +177,17 @@ def fitted(arguments: argparse.Namespace, sets: StyleSets, evaluator: Any) -> st
 
 
 def measured(
-    style: str, way: str, prompt: str, labels: list[str], pictures: np.ndarray, judge: stylejudge.StyleJudge
+    style: str, way: str, prompt: str, labels: list[str], pictures: np.ndarray, judges: Judges
 ) -> Row:
-    evaluator = judge.evaluator
-    wanted = np.array([evaluator.labels.index(label) for label in labels], np.int64)
-    place = accuracy.ranks(evaluator.run(pictures).concept_logits, wanted)
+    wanted = np.array([judges.concept.labels.index(label) for label in labels], np.int64)
+    place = accuracy.ranks(judges.concept.run(pictures).concept_logits, wanted)
     groups = wanted if len(set(labels)) < len(labels) else None
 
     def share(hits: np.ndarray) -> tuple[float, float, float]:
         found = share_interval(np.asarray(hits, np.float64), groups=groups)
         return (found.value, found.low, found.high)
 
-    hits = stylejudge.right(judge, style, pictures)
+    hits = stylejudge.right(judges.style, style, pictures)
     return Row(style, way, prompt, len(labels), share(hits), share(place == 1), share(place <= 5))
 
 
@@ -198,8 +205,7 @@ def prompts_of(sets: StyleSets, style: str, label: str, strengths: list[float]) 
 
 def run(arguments: argparse.Namespace) -> None:
     sets = load_sets()
-    evaluator = load_evaluator(default_evaluator_folder())
-    judge = fitted(arguments, sets, evaluator)
+    judge = fitted(arguments, sets)
     if arguments.judge_only:
         show_sets(arguments, sets)
         return
@@ -219,11 +225,12 @@ def run(arguments: argparse.Namespace) -> None:
         catalogue=Catalogue([arguments.adapters]),
     )
     sampling = Sampling(num_inference_steps=arguments.steps, student=arguments.student)
+    judges = Judges(judge, load_evaluator(default_evaluator_folder()))
     rows: list[Row] = []
     grid: list[list[plots.Tile | None]] = []
     with stages(quiet=False) as report:
         for style in styles:
-            found, shown = of_style(style, labels, sets, judge, engine, sampling, arguments, report)
+            found, shown = of_style(style, labels, sets, judges, engine, sampling, arguments, report)
             rows += found
             grid.append(shown)
     weights = engine.info.hash
@@ -244,7 +251,7 @@ def of_style(
     style: str,
     labels: list[str],
     sets: StyleSets,
-    judge: stylejudge.StyleJudge,
+    judges: Judges,
     engine: Engine,
     sampling: Sampling,
     arguments: argparse.Namespace,
@@ -265,8 +272,8 @@ def of_style(
             report(f"{style}, {way}"[:60], done, total)
 
         drawn = np.stack(list(draw(engine, jobs, sampling, folder=arguments.pictures, on_image=told)))
-        rows[way] = measured(style, way, prompts[labels[0]], asked, drawn, judge)
-        likely[way] = float(judge.probabilities(drawn)[:, judge.styles.index(style)].mean())
+        rows[way] = measured(style, way, prompts[labels[0]], asked, drawn, judges)
+        likely[way] = float(judges.style.probabilities(drawn)[:, judges.style.styles.index(style)].mean())
         shown[way] = drawn[at]
     captions = [way for way in rows if way.startswith("caption ")]
     best = max(captions, key=lambda way: (rows[way].style_right[0], likely[way]))
@@ -277,7 +284,7 @@ def of_style(
     stems = {stem_of(label): label for label in labels}
     there = [stem for stem in real if stem in stems]
     styled = np.stack([real[stem] for stem in there])
-    kept.append(measured(style, DRAWINGS, "", [stems[stem] for stem in there], styled, judge))
+    kept.append(measured(style, DRAWINGS, "", [stems[stem] for stem in there], styled, judges))
     line: list[plots.Tile | None] = [
         plots.Tile(shown[way], f"{style}, {way}") for way in rows if way not in captions
     ]

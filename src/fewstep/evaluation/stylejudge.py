@@ -1,10 +1,10 @@
 """Which of the six styles a picture has, or none: what style adapters are measured with.
 
-A multinomial logistic regression (Bishop 2006, ISBN 978-0-387-31073-2, section 4.3.4) on the frozen
-evaluator's features and on statistics of the pixels. The evaluator never saw these styles, and it looks at
-averages over areas, so the statistics say what it cannot: which colours there are, how sharp the edges are,
-and whether the picture consists of cells. Models draw through an autoencoder that blurs, so each training
-picture is shown blurred and with other contrast too.
+A multinomial logistic regression (Bishop 2006, ISBN 978-0-387-31073-2, section 4.3.4) on statistics of the
+pixels: which colours there are, how sharp the edges are, whether the picture consists of cells, and whether
+what it shows has a white rim. The evaluator's features are left out: it has never seen these styles, there
+are 256 of them against some forty pictures of a style, and the statistics suffice. Models draw through an
+autoencoder that blurs, so each training picture is shown blurred and with other contrast too.
 
 The seventh answer, `BASE`, is the look of the model without an adapter: drawings of its own emoji sets on
 plain backgrounds.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
 from fewstep.errors import DataError, UsageError
-from fewstep.evaluation.judging import Judge, Pictures
+from fewstep.evaluation.judging import Pictures
 
 BASE: Final = "base"
 CELL: Final = 8
@@ -31,7 +31,9 @@ PENALTY: Final = 0.02
 
 _BINS: Final = 4
 _QUANTILES: Final = (0.5, 0.75, 0.9, 0.97)
-_STATISTICS: Final = _BINS**3 + 6 + len(_QUANTILES) + 2
+_STATISTICS: Final = _BINS**3 + 6 + len(_QUANTILES) + 2 + 2
+_LIKE_GROUND: Final = 0.12  # largest difference of a channel
+_WHITE: Final = 0.85  # least of all channels
 _SHOWN: Final = ((0.0, 1.0), (0.7, 1.0), (1.2, 1.0), (0.0, 0.92), (0.7, 1.08))
 """How training pictures are shown: deviation of the blur in pixels, and contrast."""
 
@@ -44,14 +46,12 @@ class StyleJudge:
 
     Attributes:
         styles: the S answers, in the order of the columns.
-        evaluator: whose features are read.
         mean: (F,), of the training pictures.
         deviation: (F,), likewise.
         weights: (F + 1, S), the last row for the constant.
     """
 
     styles: tuple[str, ...]
-    evaluator: Judge
     mean: Matrix
     deviation: Matrix
     weights: Matrix
@@ -68,7 +68,7 @@ class StyleJudge:
         Raises:
             UsageError: not such pictures.
         """
-        inputs = (_inputs(self.evaluator, pictures) - self.mean) / self.deviation
+        inputs = (statistics(pictures) - self.mean) / self.deviation
         return _softmax(_with_constant(inputs) @ self.weights)
 
     def named(self, pictures: Pictures) -> list[str]:
@@ -76,13 +76,12 @@ class StyleJudge:
         return [self.styles[i] for i in self.probabilities(pictures).argmax(1)]
 
 
-def fit(evaluator: Judge, pictures: Mapping[str, Pictures], *, penalty: float = PENALTY) -> StyleJudge:
+def fit(pictures: Mapping[str, Pictures], *, penalty: float = PENALTY) -> StyleJudge:
     """Fit a judge; the same pictures give the same judge.
 
     Every style counts the same, however many pictures it has.
 
     Args:
-        evaluator: whose features are read; it stays as it is.
         pictures: for each style, `BASE` among them, its training pictures (N, H, W, 3).
         penalty: of the squared weights.
 
@@ -94,13 +93,13 @@ def fit(evaluator: Judge, pictures: Mapping[str, Pictures], *, penalty: float = 
         raise UsageError("style judge: give pictures of two or more styles, of each one or more")
     styles = tuple(pictures)
     shown = {style: _disturbed(some) for style, some in pictures.items()}
-    inputs = np.concatenate([_inputs(evaluator, some) for some in shown.values()])
+    inputs = np.concatenate([statistics(some) for some in shown.values()])
     wanted = np.repeat(np.arange(len(styles)), [len(some) for some in shown.values()])
     share = np.concatenate([np.full(len(some), 1 / len(some) / len(styles)) for some in shown.values()])
     mean, deviation = inputs.mean(0), inputs.std(0)
     deviation[deviation < 1e-6] = 1.0
     weights = _regression((inputs - mean) / deviation, wanted, share, len(styles), penalty)
-    return StyleJudge(styles, evaluator, mean, deviation, weights)
+    return StyleJudge(styles, mean, deviation, weights)
 
 
 def right(judge: StyleJudge, style: str, pictures: Pictures) -> NDArray[np.float64]:
@@ -137,9 +136,10 @@ def statistics(pictures: Pictures) -> Matrix:
         pictures: uint8 (N, H, W, 3), H and W multiples of `CELL` and above twice of it.
 
     Returns:
-        float64 (N, 76): roots of the shares of 4x4x4 boxes of colours; mean and deviation of the border by
+        float64 (N, 78): roots of the shares of 4x4x4 boxes of colours; mean and deviation of the border by
         channel; quantiles of the steps between neighbours; and, across and down, the logarithm of steps
-        within cells over all steps, which falls as a picture consists of cells.
+        within cells over all steps, which falls as a picture consists of cells; of what lies 1 to 4 pixels
+        inside of the ground's edge, the share that is white, and the same where the ground is not white.
 
     Raises:
         UsageError: not such pictures.
@@ -151,9 +151,9 @@ def statistics(pictures: Pictures) -> Matrix:
         raise UsageError(f"pictures of {width}x{height}: give multiples of {CELL}, above {2 * CELL}")
     ring = np.ones((height, width), np.bool_)
     ring[CELL:-CELL, CELL:-CELL] = False
-    return (
-        np.stack([_statistics(picture, ring) for picture in pictures]) if len(pictures) else np.empty((0, 76))
-    )
+    if not len(pictures):
+        return np.empty((0, _STATISTICS))
+    return np.stack([_statistics(picture, ring) for picture in pictures])
 
 
 def _statistics(picture: NDArray[np.uint8], ring: NDArray[np.bool_]) -> Matrix:
@@ -167,12 +167,16 @@ def _statistics(picture: NDArray[np.uint8], ring: NDArray[np.bool_]) -> Matrix:
         within = np.arange(step.shape[axis]) % CELL != CELL - 1
         cells.append(np.log((step.compress(within, axis=axis).mean() + 1e-3) / (step.mean() + 1e-3)))
     edges = np.quantile(np.concatenate([step.ravel() for step in steps]), _QUANTILES)
-    return np.concatenate([colours, border.mean(0), border.std(0), edges, cells])
+    rims = _white_rim(values, np.median(border, axis=0))
+    return np.concatenate([colours, border.mean(0), border.std(0), edges, cells, rims])
 
 
-def _inputs(evaluator: Judge, pictures: Pictures) -> Matrix:
-    features = np.asarray(evaluator.run(pictures).features, np.float64)
-    return np.concatenate([features, statistics(pictures)], axis=1)
+def _white_rim(values: Matrix, ground: Matrix) -> Matrix:
+    """How white the rim of what stands on a ground of one colour is: stickers have a white border."""
+    like = np.abs(values - ground).max(-1) < _LIKE_GROUND
+    near = ndimage.binary_dilation(like, iterations=4) & ~ndimage.binary_dilation(like)
+    share = float((values[near].min(-1) > _WHITE).mean()) if near.any() else 0.0
+    return np.array([share, share if ground.min() < _WHITE else 0.0])
 
 
 def _disturbed(pictures: Pictures) -> Pictures:
@@ -203,7 +207,7 @@ def _regression(
     start = np.zeros(known.shape[1] * styles)
     found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300})
     if not np.isfinite(found.x).all():
-        raise DataError("style judge: the fit is not finite; the pictures or the evaluator are broken")
+        raise DataError("style judge: the fit is not finite; give other pictures")
     solved: Matrix = found.x.reshape(-1, styles)
     return solved
 

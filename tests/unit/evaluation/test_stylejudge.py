@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -12,26 +10,6 @@ pytest.importorskip("scipy")
 from fewstep.errors import UsageError
 from fewstep.evaluation import stylejudge
 from fewstep.evaluation.stylejudge import BASE
-
-
-class Eyes:
-    """An evaluator whose features are the mean colour of a picture."""
-
-    labels = ("apple",)
-    styles = ("noto",)
-    hash = "0"
-
-    def __init__(self) -> None:
-        self.backgrounds = {"white": (255, 255, 255)}
-        self.meta: dict[str, object] = {}
-
-    def run(self, pixels: np.ndarray) -> SimpleNamespace:
-        features = (pixels.mean((1, 2)) / 255).astype(np.float32)
-        return SimpleNamespace(
-            features=features,
-            concept_logits=np.zeros((len(pixels), 1), np.float32),
-            style_logits=np.zeros((len(pixels), 1), np.float32),
-        )
 
 
 def pictures(style: str, n: int, seed: int) -> np.ndarray:
@@ -53,7 +31,7 @@ def pictures(style: str, n: int, seed: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def judge() -> stylejudge.StyleJudge:
     shown = {style: pictures(style, 12, seed) for seed, style in enumerate((BASE, "cells", "lines"))}
-    return stylejudge.fit(Eyes(), shown)
+    return stylejudge.fit(shown)
 
 
 def test_styles_are_told_apart_in_new_pictures(judge: stylejudge.StyleJudge) -> None:
@@ -69,7 +47,7 @@ def test_styles_are_told_apart_in_new_pictures(judge: stylejudge.StyleJudge) -> 
 
 def test_a_judge_of_labels_without_sense_is_no_better_than_chance() -> None:
     same = pictures("cells", 40, 5)
-    judge = stylejudge.fit(Eyes(), {"one": same[:10], "other": same[10:20]})
+    judge = stylejudge.fit({"one": same[:10], "other": same[10:20]})
     found = stylejudge.right(judge, "one", same[20:]).mean()
     assert 0.05 < found < 0.95, "one style by chance: the pictures are of one kind"
 
@@ -78,7 +56,7 @@ def test_the_same_pictures_give_the_same_judge_and_no_picture_changes_another(
     judge: stylejudge.StyleJudge,
 ) -> None:
     shown = {style: pictures(style, 12, seed) for seed, style in enumerate((BASE, "cells", "lines"))}
-    assert (stylejudge.fit(Eyes(), shown).weights == judge.weights).all()
+    assert (stylejudge.fit(shown).weights == judge.weights).all()
     some = pictures("cells", 3, 7)
     alone = np.concatenate([judge.probabilities(some[i : i + 1]) for i in range(3)])
     assert judge.probabilities(some) == pytest.approx(alone, abs=1e-9)
@@ -100,16 +78,26 @@ def test_statistics_of_a_plain_picture_and_of_cells() -> None:
     found = stylejudge.statistics(plain)[0]
     assert found[:64].sum() == 1 and found[3 * 16 + 2 * 4 + 0] == 1
     assert found[64:70] == pytest.approx([1, 128 / 255, 0, 0, 0, 0])
-    assert found[70:] == pytest.approx(np.zeros(6), abs=1e-12)
+    assert found[70:] == pytest.approx(np.zeros(8), abs=1e-12)
     cells = pictures("cells", 1, 0)
-    across, down = stylejudge.statistics(cells)[0, -2:]
-    moved = stylejudge.statistics(np.roll(cells, (4, 4), (1, 2)))[0, -2:]
+    across, down = stylejudge.statistics(cells)[0, 74:76]
+    moved = stylejudge.statistics(np.roll(cells, (4, 4), (1, 2)))[0, 74:76]
     assert max(across, down) < -3, "no step within a cell"
     assert min(moved) > -1, "off the grid there are"
 
 
+def test_a_white_rim_is_seen_where_it_stands_out() -> None:
+    square = np.full((3, 64, 64, 3), (40, 160, 220), np.uint8)
+    square[2] = 255  # white ground
+    square[:2, 16:48, 16:48] = 255
+    square[0, 22:42, 22:42] = (200, 30, 30)  # a red square with a white border of 6 pixels
+    square[1, 17:47, 17:47] = (200, 30, 30)  # nearly without
+    square[2, 22:42, 22:42] = (200, 30, 30)
+    assert stylejudge.statistics(square)[:, -2:] == pytest.approx(np.array([[1, 1], [0, 0], [0, 0]]))
+
+
 def test_empty_and_unfit_pictures() -> None:
-    assert stylejudge.statistics(np.empty((0, 64, 64, 3), np.uint8)).shape == (0, 76)
+    assert stylejudge.statistics(np.empty((0, 64, 64, 3), np.uint8)).shape == (0, 78)
     for shape in ((1, 60, 64, 3), (1, 16, 64, 3), (64, 64, 3), (1, 64, 64, 4)):
         with pytest.raises(UsageError, match="give"):
             stylejudge.statistics(np.zeros(shape, np.uint8))
@@ -120,9 +108,9 @@ def test_empty_and_unfit_pictures() -> None:
 def test_what_cannot_be_fitted_or_asked(judge: stylejudge.StyleJudge) -> None:
     some = pictures("cells", 2, 0)
     with pytest.raises(UsageError, match="two or more styles"):
-        stylejudge.fit(Eyes(), {"cells": some})
+        stylejudge.fit({"cells": some})
     with pytest.raises(UsageError, match="of each one or more"):
-        stylejudge.fit(Eyes(), {"cells": some, BASE: some[:0]})
+        stylejudge.fit({"cells": some, BASE: some[:0]})
     with pytest.raises(UsageError, match=r"'fresco': this judge knows base, cells, lines"):
         stylejudge.right(judge, "fresco", some)
     with pytest.raises(UsageError, match="'fresco'"):
