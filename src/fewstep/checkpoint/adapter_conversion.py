@@ -27,7 +27,7 @@ STYLES: tuple[WriteStyle, ...] = get_args(WriteStyle)
 _MAX_CONFIG = 1_000_000
 
 
-def rename(source: Path, out: Path, style: WriteStyle, *, dtype: Precision | None = None) -> list[str]:
+def write_names(source: Path, out: Path, style: WriteStyle, *, dtype: Precision | None = None) -> list[str]:
     """Write an adapter file again under other names.
 
     Args:

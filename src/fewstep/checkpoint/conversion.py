@@ -114,7 +114,7 @@ def convert(source: Path, out: Path, options: Options, *, on_tensor: Report | No
     if out.suffix == SUFFIX:
         _refuse(source, options, ("family", "prediction_type", "base", "vae", "tokenizer", "ema"))
         if options.names is not None:
-            return adapter_conversion.rename(source, out, options.names, dtype=options.dtype)
+            return adapter_conversion.write_names(source, out, options.names, dtype=options.dtype)
         odd = Oddities()
         single_file.retype(source, out, options.dtype, odd=odd, on_tensor=on_tensor)
         return conversion_notes.about_values([odd])
