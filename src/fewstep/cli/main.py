@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "generate": "Draw images from a prompt, or change an image, and save them.",
     "txt2img": "Draw images with the options of CompVis' scripts/txt2img.py.",
     "img2img": "Change an image with the options of CompVis' scripts/img2img.py.",
+    "upscale": "Make pictures larger or cleaner, by networks on the CPU.",
     "info": "Say what an image, a weight file or a model folder is.",
     "convert": "Convert weight files and pipeline folders, pickles too, to another layout, type or names.",
     "merge": "Mix checkpoints of one family into one, or make a fine-tune few-step.",

@@ -55,15 +55,17 @@ def encode(
     parameters: str = "",
     record: Mapping[str, Any] | None = None,
     quality: int = 95,
+    sections: Mapping[str, str] | None = None,
 ) -> bytes:
     """Return the bytes of an image file with its metadata.
 
     Args:
-        pixels: uint8 of shape (H, W, 3), RGB.
+        pixels: uint8 of shape (H, W, 3), RGB; not for JPEG also (H, W, 4) with alpha; (H, W) is grey.
         image_format: ``png``, ``jpg`` or ``webp``.
         parameters: text of `fewstep.prompt.infotext`.
         record: JSON-able record; written compactly with ASCII escapes.
         quality: 1 to 100 for JPEG and WebP.
+        sections: further texts by their names; only PNG has a place for them.
 
     Raises:
         OutputError: the image is too large for the format, or the metadata is too long for EXIF.
@@ -87,6 +89,8 @@ def encode(
             chunks.add_text("parameters", parameters.replace("\0", ""))
         if text is not None:
             chunks.add_text("fewstep", text)
+        for name, section in (sections or {}).items():
+            chunks.add_text(name, section.replace("\0", ""))
         image.save(buffer, "PNG", pnginfo=chunks)
     else:
         exif = _exif(parameters, text)

@@ -83,8 +83,8 @@ class Upscaler:
 # pixels around each one. The large ones see 93 and 348, and not faintly (docs/guides/upscaling.md): they are
 # run block by block, of which each sees 15, the first 16. waifu2x takes off all it sees, except `averages`.
 _SMALL = Geometry(tile=256, overlap=18)
-_ANIME = Geometry(tile=128, overlap=5, blocks=6, block_tile=256, reach=16)
-_PHOTO = Geometry(tile=128, overlap=5, blocks=23, block_tile=256, reach=16)
+_ANIME = Geometry(tile=64, overlap=5, blocks=6, block_tile=128, reach=16)
+_PHOTO = Geometry(tile=64, overlap=5, blocks=23, block_tile=128, reach=16)
 _UPCONV = Geometry(tile=256, pad=7)
 _CUNET = {
     1: Geometry(tile=256, pad=28, multiple=4, averages=(0.5, 0.5, 0.25, 0.5)),

@@ -7,7 +7,7 @@ the alpha channel is enlarged by the same network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from fewstep.engine import masks, pictures
 from fewstep.engine.upscaling import catalogue, tiles
 from fewstep.engine.upscaling.catalogue import Network, Upscaler
 from fewstep.engine.upscaling.networks import NcnnRunner
+from fewstep.engine.upscaling.tiles import Runner
 from fewstep.errors import Cancelled, UsageError
 
 Image = npt.NDArray[np.uint8]
@@ -60,18 +61,23 @@ class Enlarged:
     """The items that the web UI writes: "Postprocess upscale by: 2, Postprocess upscaler: …"."""
 
 
-Opener = Callable[[Network], tiles.Runner]
+Step = Network | Runner
+"""One pass: a network of the catalogue, or one that is open already."""
 
 
-def check(options: Extras) -> None:
+def check(options: Extras, others: Mapping[str, Runner] | None = None) -> None:
     """Refuse options that do not fit together or cannot be run here, before any work.
+
+    Args:
+        options: what is asked for.
+        others: further networks that may be named.
 
     Raises:
         UsageError: a value out of range, or an unknown upscaler.
         DependencyError: an upscaler that is not installed.
     """
     for name in (options.upscaler, options.upscaler_2):
-        if name.lower() != "none":
+        if name.lower() != "none" and name not in (others or {}):
             catalogue.resolve(name)
     if not 0.0 <= options.visibility <= 1.0:  # also refuses NaN
         raise UsageError(f"visibility is {options.visibility}: give 0 to 1")
@@ -101,7 +107,7 @@ def target(width: int, height: int, options: Extras) -> tuple[int, int]:
     return wanted
 
 
-def passes(upscaler: Upscaler, width: int, height: int, wanted: tuple[int, int]) -> list[Network]:
+def passes(upscaler: Upscaler, width: int, height: int, wanted: tuple[int, int]) -> list[Step]:
     """The networks that are run one after the other; empty where nothing is to be larger.
 
     Of several scales the smallest that is enough is taken, else the largest. Noise is removed once.
@@ -110,7 +116,7 @@ def passes(upscaler: Upscaler, width: int, height: int, wanted: tuple[int, int])
         UsageError: what is between two of them has more than `MAX_PIXELS`.
     """
     need = max(wanted[0] / width, wanted[1] / height)
-    made: list[Network] = []
+    made: list[Step] = []
     reached = 1
     while len(made) < MAX_PASSES and (reached < need - 1e-9 or (upscaler.cleans and not made)):
         networks = upscaler.again if made and upscaler.again else upscaler.networks
@@ -128,7 +134,7 @@ def extras(
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
-    runner: Opener | None = None,
+    others: Mapping[str, Runner] | None = None,
 ) -> Enlarged:
     """Enlarge a picture, or only clean it.
 
@@ -138,35 +144,29 @@ def extras(
         threads: CPU threads; None is all cores.
         on_progress: told (done, total) runs of networks.
         cancelled: asked before each of them.
-        runner: opens a network; the default is ncnn's, which forgets it afterwards.
+        others: further networks that ``options`` may name, open already.
 
     Raises:
         UsageError: as `check`, or a result that is too large.
         DependencyError, EngineError, Cancelled: as the networks.
     """
-    check(options)
+    others = others or {}
+    check(options, others)
     if image.ndim != 3 or image.shape[2] not in (3, 4) or image.dtype != np.uint8 or 0 in image.shape:
-        raise UsageError(
-            f"image has shape {image.shape}, {image.dtype}: give 8-bit RGB or RGBA, (H, W, 3 or 4)"
-        )
+        raise UsageError(f"image has shape {image.shape}, {image.dtype}: give 8-bit RGB(A), (H, W, 3 or 4)")
     if options.upscaler.lower() == "none":
         return Enlarged(image=image)
     height, width = image.shape[:2]
     wanted = target(width, height, options)
-    first = catalogue.resolve(options.upscaler)
-    second = None
+    asked = [options.upscaler]
     if options.upscaler_2.lower() != "none" and options.visibility > 0.0:
-        second = catalogue.resolve(options.upscaler_2)
+        asked.append(options.upscaler_2)
+    used = [name if name in others else catalogue.resolve(name) for name in asked]
+    plans = {name: _plan(name, others, width, height, wanted) for name in used}
     alpha = image[..., 3] if image.shape[2] == 4 else None
-    used = [name for name in (first, second) if name is not None]
-    plans = {
-        name: passes(catalogue.UPSCALERS[name], width, height, wanted)
-        for name in used
-        if name not in catalogue.PLAIN
-    }
     told = _Told(on_progress, _runs(plans.values(), width, height, alpha))
-    work = _Work(runner or (lambda network: NcnnRunner(network, threads)), told, cancelled)
-    results = [_by(name, image, alpha, plans.get(name, []), wanted, work) for name in used]
+    work = _Work(threads, told, cancelled)
+    results = [_by(name, image, alpha, plans[name], wanted, work) for name in used]
     made = results[0] if len(results) == 1 else blend(results[0], results[1], options.visibility)
     if options.size is not None and options.crop:
         made = cropped(made, *options.size)
@@ -199,9 +199,27 @@ class _Told:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    opener: Opener
+    threads: int | None
     told: _Told
     cancelled: Callable[[], bool] | None
+
+
+def _plan(
+    name: str, others: Mapping[str, Runner], width: int, height: int, wanted: tuple[int, int]
+) -> list[Step]:
+    if name in catalogue.PLAIN:
+        return []
+    if name not in others:
+        return passes(catalogue.UPSCALERS[name], width, height, wanted)
+    own = others[name]
+    need, reached, count = max(wanted[0] / width, wanted[1] / height), 1, 0
+    # A network of scale 1 cleans, and is run once whatever the size.
+    while count < MAX_PASSES and (
+        (own.scale > 1 and reached < need - 1e-9) or (own.scale == 1 and not count)
+    ):
+        reached, count = reached * own.scale, count + 1
+        _check_pixels(width * reached, height * reached, f"what {name} makes on the way")
+    return [own] * count
 
 
 def _runs(plans: Any, width: int, height: int, alpha: Image | None) -> int:
@@ -222,7 +240,7 @@ def _by(
     name: str,
     image: Image,
     alpha: Image | None,
-    networks: Sequence[Network],
+    networks: Sequence[Step],
     wanted: tuple[int, int],
     work: _Work,
 ) -> Image:
@@ -246,9 +264,9 @@ def _by(
     return np.concatenate([made, resized[..., None]], axis=2)
 
 
-def _through(image: Image, networks: Sequence[Network], work: _Work) -> Image:
+def _through(image: Image, networks: Sequence[Step], work: _Work) -> Image:
     for network in networks:
-        opened = work.opener(network)
+        opened = NcnnRunner(network, work.threads) if isinstance(network, Network) else network
         image = tiles.enlarge(image, opened, on_tile=work.told, cancelled=work.cancelled)
     return image
 
@@ -275,7 +293,7 @@ def _check_pixels(width: int, height: int, what: str) -> None:
 
 
 def _records(
-    options: Extras, used: Sequence[str], plans: dict[str, list[Network]], made: Image
+    options: Extras, used: Sequence[str], plans: Mapping[str, Sequence[Step]], made: Image
 ) -> tuple[dict[str, Any], str]:
     """The JSON record and the web UI's items, whose keys and order are those of its postprocessing script."""
     shown = [_shown(name, plans) for name in used]
@@ -299,6 +317,7 @@ def _records(
     return record, infotext.write("", fields=items)
 
 
-def _shown(name: str, plans: dict[str, list[Network]]) -> str:
+def _shown(name: str, plans: Mapping[str, Sequence[Step]]) -> str:
     """As records call an upscaler: its network's file, where there is one."""
-    return plans[name][0].name if plans.get(name) else name
+    first = next(iter(plans[name]), None)
+    return first.name if isinstance(first, Network) else name
