@@ -184,7 +184,8 @@ def run(sources: Sequence[Path], order: Order) -> None:
             except (DataError, UsageError, _Unfit) as error:
                 if len(sources) == 1:
                     raise
-                output.note(f"error: {error}")
+                named = str(error) if str(source) in str(error) else f"{source}: {error}"
+                output.note(f"error: {named}")
                 failed.append(error)
     if failed:
         raise DataError(
