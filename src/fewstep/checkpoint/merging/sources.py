@@ -80,12 +80,16 @@ class Tensor:
     """A tensor of a model, in the form that the first model has it.
 
     Attributes:
-        label: model and name, for messages.
+        role: of its model.
+        file: name of its model.
+        key: of the first model's tensor.
         dtype: in its file, as safetensors names it.
         full_shape: as it is.
     """
 
-    label: str
+    role: str
+    file: str
+    key: Key
     dtype: str
     full_shape: tuple[int, ...]
     _store: Store | None = None
@@ -94,6 +98,11 @@ class Tensor:
     _view: PartView | None = None
     _origin: Origin | None = None
     _kept: list[torch.Tensor] = field(default_factory=list, repr=False)
+
+    @property
+    def label(self) -> str:
+        """Model and name, for messages."""
+        return f"{self.role} ({shown(self.file)}): {shown(shown_key(self.key))}"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -141,8 +150,9 @@ class Tensor:
 
         if values.is_floating_point():
             plain = values.to(torch.float16) if values.element_size() == 1 else values
-            wrong = plain.numel() - int(torch.isfinite(plain).sum())
-            if wrong:
+            finite = torch.isfinite(plain)
+            if not bool(finite.all()):
+                wrong = plain.numel() - int(finite.sum())
                 raise CheckpointError(
                     f"{self.label} has {wrong} values that are not finite (NaN or infinite), and the result "
                     "would have them too; get a sound copy of the file"
@@ -171,7 +181,9 @@ def find(model: Model, key: Key, first: Model) -> Tensor | None:
         group, name = key
         entry = model.entries[key]
         return Tensor(
-            label=_label(model, key),
+            role=model.role,
+            file=model.path.name,
+            key=key,
             dtype=entry.dtype,
             full_shape=entry.shape,
             _store=model.stores[group],
@@ -192,17 +204,19 @@ def of_origin(model: Model, origin: Origin, key: Key) -> Tensor | None:
     if shape is None:
         return None
     return Tensor(
-        label=_label(model, key), dtype=entries[0].dtype, full_shape=shape, _view=view, _origin=origin
+        role=model.role,
+        file=model.path.name,
+        key=key,
+        dtype=entries[0].dtype,
+        full_shape=shape,
+        _view=view,
+        _origin=origin,
     )
 
 
 def shown_key(key: Key) -> str:
     """The name of a tensor for messages and patterns; of a folder with the network in front."""
     return ".".join(filter(None, key))
-
-
-def _label(model: Model, key: Key) -> str:
-    return f"{model.role} ({shown(model.path.name)}): {shown(shown_key(key))}"
 
 
 def _of_file(role: str, path: Path, stack: contextlib.ExitStack) -> Model:
