@@ -39,7 +39,7 @@ _PIXEL: Final = 8  # pixels to a cell of pixel art: the autoencoder downsamples 
 _CELLS: Final = CANVAS // _PIXEL
 _COLOURS: Final = 10
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Picture = NDArray[np.uint8]
 
 
@@ -193,7 +193,7 @@ def night(art: Artwork, background: RGB, rng: np.random.Generator) -> Picture:
     rgba = _scaled(art.rgba, 0.86)
     alpha = _alpha(rgba)
     across, down = np.meshgrid(*[np.arange(CANVAS * SCALE, dtype=np.float32) / (CANVAS * SCALE)] * 2)
-    sky = np.array((12, 16, 54), np.float32) + down[..., None] * np.array((30, 38, 80), np.float32)
+    sky: Floats = np.array((12, 16, 54), np.float32) + down[..., None] * np.array((30, 38, 80), np.float32)
     sky = _mix(sky, (255, 248, 220), _stars(rng))
     moon = np.hypot(across - 0.85, down - 0.15)
     bite = _within(np.hypot(across - 0.80, down - 0.125) * CANVAS, 10)
@@ -201,7 +201,7 @@ def night(art: Artwork, background: RGB, rng: np.random.Generator) -> Picture:
     sky = _mix(sky, (255, 244, 200), _within(moon * CANVAS, 12.5) * (1 - bite))
     sky = _mix(sky, (96, 130, 230), 0.75 * ndimage.gaussian_filter(alpha, 5 * SCALE))
     grey = _luminance(rgba)[..., None] * 255
-    body = (0.8 * rgba[..., :3] + 0.2 * grey) * np.array((0.58, 0.68, 1.0), np.float32) + (4, 8, 24)
+    body: Floats = (0.8 * rgba[..., :3] + 0.2 * grey) * np.array((0.58, 0.68, 1.0), np.float32) + (4, 8, 24)
     body = body * np.clip(0.9 + 0.5 * (across - down), 0.6, 1.1)[..., None]
     behind = ndimage.gaussian_filter(np.roll(alpha, (3 * SCALE, -3 * SCALE), (0, 1)), 1.2 * SCALE)
     body = _mix(body.astype(np.float32), (214, 230, 255), np.clip(1.3 * (alpha - behind), 0, 1))
@@ -268,12 +268,14 @@ def _mix(picture: Floats, colour: RGB, share: Floats) -> Floats:
 def _picture(large: Floats) -> Picture:
     """Average areas down to the size of the picture."""
     mean = large.reshape(CANVAS, SCALE, CANVAS, SCALE, 3).mean((1, 3))
-    return np.clip(np.rint(mean), 0, 255).astype(np.uint8)
+    rounded: Picture = np.clip(np.rint(mean), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def _outside(alpha: Floats) -> Floats:
     """Distance to the shape in pixels of the picture; 0 inside."""
-    return (ndimage.distance_transform_edt(alpha < 0.5) / SCALE).astype(np.float32)
+    found: Floats = (ndimage.distance_transform_edt(alpha < 0.5) / SCALE).astype(np.float32)
+    return found
 
 
 def _within(distance: Floats | NDArray[Any], radius: float) -> Floats:
