@@ -290,7 +290,6 @@ def test_the_header_tells_the_recipe_and_the_family(sd1: dict[str, Path], tmp_pa
         "name": "b.safetensors", "legacy_hash": legacy(sd1["b"]), "sd_merge_recipe": None,
     }  # fmt: skip
     assert (texts["format"], texts["author"]) == ("pt", "me")
-    assert texts["modelspec.architecture"] == "stable-diffusion-v1"
     tree = merge_tree(texts)
     assert tree is not None and tree.models[0].merge is not None
     assert tree.models[0].merge.recipe["save_as_half"] is True

@@ -134,9 +134,8 @@ def test_without_the_library_the_tool_is_named_and_how_to_read_it(
         {**NOVEL, "Source": "a" + " " * 100_000},
         {**NOVEL, "Comment": "[" * 100_000},
         {"parameters": '{"prompt": 3}'},
-        {"parameters": '{"prompt": ' + "[" * 100_000},
     ],
-    ids=range(16),
+    ids=range(15),
 )
 def test_texts_that_lie_are_said_and_cost_little(
     texts: dict[str, str], tmp_path: Path, capsys: Output
