@@ -28,7 +28,7 @@ COMMANDS: dict[str, str] = {
     "upscale": "Make pictures larger or cleaner, by networks on the CPU.",
     "info": "Say what an image, a weight file or a model folder is.",
     "convert": "Convert weight files and pipeline folders, pickles too, to another layout, type or names.",
-    "merge": "Mix checkpoints of one family into one, or make a fine-tune few-step.",
+    "merge": "Merge checkpoints of one family into one, or make a fine-tune few-step.",
     "models": "List, name, show, forget and download models.",
     "doctor": "Say what was found on this machine and what is missing.",
     "data": "Prepare training data.",

@@ -92,7 +92,7 @@ def command(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no remarks.")] = False,
 ) -> None:
-    """Merge checkpoints of one family, and print the path of what was made.
+    """Merge checkpoints of one family into one, and print the path of what was made.
 
     The result has the form of A: one file, or a pipeline folder. Arithmetic is in float32, tensor by tensor,
     in bounded memory; the recipe and the family tree stand in its header, as A1111's web UI writes them. The
