@@ -196,8 +196,13 @@ def test_c05_ddim_eta(eta, zero_snr):
         ).prev_sample
         x, state = solver.step(denoise, x, t, s, state, noise)
         # With eta = 1 the first step from zero terminal SNR has no direction left: diffusers' float32 leaves
-        # the square root of its rounding there, 2**-12.
-        loose = 2**-12 if eta == 1.0 and zero_snr and index == 0 else TOLERANCE["ddim"][0]
+        # the square root of its rounding there, 2**-12, or of a negative one, which is not a number, as on an
+        # Intel Xeon with AMX.
+        blind = eta == 1.0 and zero_snr and index == 0
+        if blind and bool(reference.isnan().all()):
+            assert bool(x.isfinite().all())
+            continue
+        loose = 2**-12 if blind else TOLERANCE["ddim"][0]
         assert float((x - reference).abs().max()) < loose * 1.5 * float(reference.abs().max())
         x = reference
 
