@@ -105,7 +105,7 @@ def open_folder(
         CheckpointError: a class that is not accepted, a pickle, a weight file outside of the folder, or
             networks that are not of one known model.
     """
-    index = _read_json(path / "model_index.json")
+    index = read_json(path / "model_index.json")
     accepted = {*PIPELINES.values(), *_ALSO_READ}
     if not isinstance(index.get("_class_name"), str) or index["_class_name"] not in accepted:
         names = ", ".join(sorted(accepted))
@@ -114,7 +114,7 @@ def open_folder(
             "is converted"
         )
     scheduler_file = path / "scheduler" / "scheduler_config.json"
-    scheduler = _read_json(scheduler_file) if scheduler_file.is_file() else {}
+    scheduler = read_json(scheduler_file) if scheduler_file.is_file() else {}
     predicted = prediction_type or scheduler.get("prediction_type")
     with contextlib.ExitStack() as stack:
         stores = {
@@ -156,23 +156,32 @@ def _store(root: Path, name: str, library: str, stack: contextlib.ExitStack) -> 
             continue
         if index.is_file():  # tools differ in which of them they read
             raise CheckpointError(f"{folder}: {whole} and {index.name} contradict; remove one of them")
-        return stack.enter_context(TensorFile(_inside(root, folder / whole)))
+        return stack.enter_context(TensorFile(inside(root, folder / whole)))
     if not index.is_file():
         raise NotFoundError(f"{folder}: no {stem}.safetensors here; fetch the folder again, with safetensors")
-    names = _read_json(index).get("weight_map")
+    files = [stack.enter_context(TensorFile(inside(root, file))) for file in shards(index)]
+    return _Shards(files)
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index of shards names, beside it.
+
+    Raises:
+        NotFoundError: no such index.
+        CheckpointError: it lists no files, or one that lies elsewhere.
+    """
+    names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: lists no files; fetch the folder again")
-    files = []
-    for file in sorted({str(value) for value in names.values()}):
+    for file in (found := sorted({str(value) for value in names.values()})):
         if Path(file).name != file or file in (".", "..") or "\\" in file:
             raise CheckpointError(
                 f"{index}: names {shown(file)}, which is not a file beside it; fetch the folder again"
             )
-        files.append(stack.enter_context(TensorFile(_inside(root, folder / file))))
-    return _Shards(files)
+    return [index.parent / file for file in found]
 
 
-def _inside(root: Path, file: Path) -> Path:
+def inside(root: Path, file: Path) -> Path:
     """The file, when following its links does not lead out of the folder.
 
     Raises:
@@ -185,7 +194,13 @@ def _inside(root: Path, file: Path) -> Path:
     return file
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        NotFoundError: no such file.
+        CheckpointError: it holds something else.
+    """
     try:
         with path.open("rb") as file:
             value = json.loads(file.read(_MAX_JSON))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fewstep.checkpoint import atomic
+from fewstep.checkpoint import atomic, locking
 from fewstep.checkpoint.naming import shown
 from fewstep.errors import CheckpointError, NotFoundError, OutputError, UsageError
 
@@ -197,16 +197,13 @@ def delete_files(model: NamedModel) -> list[Path]:
 @contextlib.contextmanager
 def _changed() -> Iterator[dict[str, NamedModel]]:
     """The names under the lock; what the block leaves in the map is written."""
-    from filelock import FileLock, Timeout
-
     path = file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"), timeout=_LOCK_SECONDS, mode=0o644)
-        lock.acquire()
-    except Timeout:
+        lock = locking.acquire(path.with_suffix(".lock"), timeout=_LOCK_SECONDS)
+    except TimeoutError:
         raise OutputError(f"{path}: another fewstep holds its lock; wait for it and try again") from None
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise OutputError(f"{path}: cannot be locked ({error}); make the folder writable") from error
     try:
         models = read()

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
-from fewstep.checkpoint import atomic, header
+from fewstep.checkpoint import atomic, header, locking
 from fewstep.checkpoint.naming import shown
 from fewstep.checkpoint.safetensors import sha256_file
 from fewstep.errors import CheckpointError, DependencyError, NotFoundError, OutputError
@@ -183,18 +183,15 @@ def _check_space(partial: Path, chosen: Sequence[RemoteFile]) -> None:
 @contextlib.contextmanager
 def _alone(models: Path, reference: Reference) -> Iterator[None]:
     """One download of a name at a time: two would write into the same files."""
-    from filelock import FileLock, Timeout
-
     path = models / f".{reference.name}.lock"
-    lock = FileLock(path, timeout=0, mode=0o644)
     try:
         models.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
+        lock = locking.acquire(path)
+    except TimeoutError:
         raise OutputError(
             f"{models}: {reference.name} is being downloaded by another fewstep; wait for it"
         ) from None
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise OutputError(f"{models}: cannot be written ({error}); give another with --models-dir") from error
     try:
         yield

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.diffusion.noise_levels import sample_t
 from fewstep.diffusion.schedule import FlowSchedule
-from fewstep.diffusion.weighting import weight
 from fewstep.errors import RecipeError
 from fewstep.models import adapters
 from fewstep.models.adapters import AdapterWeights, LoraSpec
+from fewstep.training import levels
 from fewstep.training.adapter_base import TaughtDenoiser, TaughtModel
 from fewstep.training.adapter_data import told_rows
 from fewstep.training.adapter_sections import (
@@ -34,8 +33,6 @@ from fewstep.training.sections import NoiseLevels
 from fewstep.training.task import Batch, Role, Sample
 
 ROLE = "adapter"
-
-Times = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class LoraWeights(nn.Module):
@@ -78,16 +75,12 @@ class AdapterTask:
         except (TypeError, ValueError) as error:
             raise RecipeError(f"objective: {error}") from None
 
-    def _times(self, rng: np.random.Generator, count: int) -> Times:
-        options: dict[str, Any] = dict(self.levels.options)
-        return np.asarray(sample_t(self.levels.kind, rng, count, self.model.schedule, **options), np.float64)
+    def _times(self, rng: np.random.Generator, count: int) -> levels.Times:
+        return levels.times(self.levels, rng, count, self.model.schedule)
 
-    def _weights(self, t: Times) -> Times | None:
-        section, kind = self.recipe.objective.weighting, self.model.contract.prediction_type
-        if section.kind == "unit" and not section.options:
-            return None
-        options: dict[str, Any] = dict(section.options)
-        return np.asarray(weight(section.kind, t, self.model.schedule, kind, **options), np.float64)
+    def _weights(self, t: levels.Times) -> levels.Times | None:
+        kind = self.model.contract.prediction_type
+        return levels.weights(self.recipe.objective.weighting, t, self.model.schedule, kind)
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Add noise and time, and drop the caption in a share of the images."""

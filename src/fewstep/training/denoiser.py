@@ -9,17 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fewstep.diffusion.noise_levels import sample_t
 from fewstep.diffusion.schedule import FlowSchedule, Schedule, make_schedule
-from fewstep.diffusion.weighting import weight
 from fewstep.errors import DataError, RecipeError
+from fewstep.training import levels
 from fewstep.training.objectives.denoising import denoising
 from fewstep.training.sections import DenoiserRecipe, NoiseSchedule
 from fewstep.training.task import Batch, Role, Sample
 
 ROLE = "denoiser"
-
-Times = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class DenoiserTask:
@@ -49,27 +46,21 @@ class DenoiserTask:
         }
 
     def _check_options(self) -> None:
-        levels, weighting = self.objective.noise_levels, self.objective.weighting
+        drawn, weighting = self.objective.noise_levels, self.objective.weighting
         try:
             t = self._times(np.random.default_rng(0), 1)
         except (TypeError, ValueError) as error:
-            raise RecipeError(f"objective.noise_levels {levels.kind!r}: {error}") from None
+            raise RecipeError(f"objective.noise_levels {drawn.kind!r}: {error}") from None
         try:
             self._weights(t)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"objective.weighting {weighting.kind!r}: {error}") from None
 
-    def _times(self, rng: np.random.Generator, count: int) -> Times:
-        levels = self.objective.noise_levels
-        options: dict[str, Any] = dict(levels.options)
-        return np.asarray(sample_t(levels.kind, rng, count, self.schedule, **options), np.float64)
+    def _times(self, rng: np.random.Generator, count: int) -> levels.Times:
+        return levels.times(self.objective.noise_levels, rng, count, self.schedule)
 
-    def _weights(self, t: Times) -> Times | None:
-        section, prediction_type = self.objective.weighting, self.objective.prediction_type
-        options: dict[str, Any] = dict(section.options)
-        if section.kind == "unit" and not options:
-            return None
-        return np.asarray(weight(section.kind, t, self.schedule, prediction_type, **options), np.float64)
+    def _weights(self, t: levels.Times) -> levels.Times | None:
+        return levels.weights(self.objective.weighting, t, self.schedule, self.objective.prediction_type)
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Add noise and time, and drop the caption in a share of the images."""

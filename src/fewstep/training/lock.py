@@ -10,9 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from fewstep.checkpoint import atomic
+from fewstep.checkpoint import atomic, locking
 from fewstep.errors import RunError
 
 
@@ -27,12 +25,11 @@ def run_lock(run_folder: Path) -> Iterator[None]:
         RunError: another process holds it; the message names its pid and host.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_folder / "lock", timeout=0, mode=0o644)
     try:
-        lock.acquire()
-    except Timeout:
+        lock = locking.acquire(run_folder / "lock")
+    except TimeoutError:
         raise RunError(f"{run_folder}: {_explain(run_folder)}") from None
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise RunError(f"{run_folder}: cannot be locked ({error}); choose a writable local folder") from error
     holder = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     try:

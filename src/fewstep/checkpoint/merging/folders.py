@@ -8,13 +8,13 @@ shards names.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fewstep.checkpoint.naming import shown
+from fewstep.checkpoint.pipeline_folder import inside, shards
 from fewstep.checkpoint.tensorfile import Entry, Store, TensorFile
 from fewstep.errors import CheckpointError, NotFoundError
 
@@ -31,7 +31,6 @@ _WEIGHTS = frozenset(
 )
 _LEFT_OUT = frozenset({"students", "adapter", "README.md"})
 """What is about the first model and not about the result: students of it, its card."""
-_MAX_JSON = 10_000_000
 
 
 class Shards:
@@ -85,7 +84,7 @@ def open_network(root: Path, name: str, stack: contextlib.ExitStack) -> Store:
         CheckpointError: two sets of weights that contradict, a link out of the folder, a broken file.
     """
     files = _weights(root / name)
-    opened = [stack.enter_context(TensorFile(_inside(root, file))) for file in files]
+    opened = [stack.enter_context(TensorFile(inside(root, file))) for file in files]
     return opened[0] if len(opened) == 1 else Shards(opened)
 
 
@@ -98,7 +97,7 @@ def lone_file(root: Path) -> Path:
     files = _weights(root)
     if len(files) != 1:
         raise NotFoundError(f"{root}: no weights here; give a pipeline folder or a safetensors file")
-    return _inside(root, files[0])
+    return inside(root, files[0])
 
 
 def metadata(store: Store) -> Mapping[str, str]:
@@ -144,27 +143,8 @@ def copy_rest(root: Path, out: Path, merged: Collection[str]) -> list[str]:
             continue
         target = out / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_inside(root, file), target)
+        shutil.copyfile(inside(root, file), target)
     return left
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        NotFoundError: no such file.
-        CheckpointError: it holds something else.
-    """
-    try:
-        with path.open("rb") as file:
-            value = json.loads(file.read(_MAX_JSON))
-    except FileNotFoundError:
-        raise NotFoundError(f"{path}: no such file; give a pipeline folder in the diffusers layout") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON; fetch the folder again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object; fetch the folder again")
-    return value
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -191,27 +171,5 @@ def _weights(folder: Path) -> list[Path]:
         if there:
             return there[:1]
         if index.is_file():
-            return _shards(index)
+            return shards(index)
     return []
-
-
-def _shards(index: Path) -> list[Path]:
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{index}: lists no files; fetch the folder again")
-    files = []
-    for name in sorted({str(value) for value in names.values()}):
-        if Path(name).name != name or name in (".", "..") or "\\" in name:
-            raise CheckpointError(
-                f"{index}: names {shown(name)}, which is not a file beside it; fetch the folder again"
-            )
-        files.append(index.parent / name)
-    return files
-
-
-def _inside(root: Path, file: Path) -> Path:
-    if not file.resolve().is_relative_to(root.resolve()):
-        raise CheckpointError(
-            f"{file}: a link to a file outside of the folder; copy the folder with its files (cp -rL)"
-        )
-    return file

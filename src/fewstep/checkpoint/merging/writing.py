@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.checkpoint import atomic, half, tensorfile
+from fewstep.checkpoint import atomic, half, pipeline_folder, tensorfile
 from fewstep.checkpoint.merging import folders, formulas
 from fewstep.checkpoint.merging.plan import FORMULAS, Mode, Plan, Step
 from fewstep.checkpoint.merging.sources import Key, Model, shown_key
@@ -169,7 +169,7 @@ def _write_contract(root: Path, contract: Contract) -> None:
     (root / _SCHEDULER).mkdir(exist_ok=True)
     _write_json(root / _SCHEDULER / "scheduler_config.json", contract.scheduler)
     if (root / folders.INDEX).is_file():
-        index = folders.read_json(root / folders.INDEX)
+        index = pipeline_folder.read_json(root / folders.INDEX)
         _write_json(root / folders.INDEX, {**index, _SCHEDULER: ["diffusers", name]})
 
 

@@ -102,17 +102,6 @@ class SpandrelRunner:
             raise EngineError(f"upscaler {self.path}: gave no picture of {shape}; try another upscaler")
         return np.asarray(made, dtype=np.float32)
 
-    def set_averages(self, averages: list[Planes]) -> None:
-        """There are none: networks from files are run on tiles as they are."""
-
-    def features(self, planes: Planes, layer: int) -> Planes:
-        """Never asked for, since the geometry names no averages."""
-        raise NotImplementedError
-
-    def block(self, planes: Planes, index: int) -> Planes:
-        """Never asked for, since the geometry names no blocks."""
-        raise NotImplementedError
-
 
 def _unwrapped(tensors: dict[str, Any]) -> dict[str, Any]:
     """Without the trainer's wrapper, which conversion has joined to the names."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,11 @@ class Runner(Protocol):
 
     def run(self, planes: Planes, features: Planes | None = None) -> Planes:
         """(3, h, w) in [0, 1], ``pad`` included -> (3, h' * scale, w' * scale), without ``pad``."""
+
+
+@runtime_checkable
+class LayeredRunner(Runner, Protocol):
+    """A network whose geometry names averages or blocks: it shows what is inside it."""
 
     def block(self, planes: Planes, index: int) -> Planes:
         """(C, h, w) after a block, from what is before it; of the first, (3, h, w)."""
@@ -109,10 +114,14 @@ def enlarge(
     height, width = image.shape[:2]
     geometry, scale = network.geometry, network.scale
     watch = _Watch(on_tile, cancelled)
-    network.set_averages([])
-    if geometry.averages and max(height, width) > geometry.tile:
-        _gather_averages(image, network, watch)
-    features = _through_blocks(image, network, watch) if geometry.blocks else None
+    features = None
+    if geometry.averages or geometry.blocks:
+        assert isinstance(network, LayeredRunner), "its geometry names what it does not show"
+        network.set_averages([])
+        if geometry.averages and max(height, width) > geometry.tile:
+            _gather_averages(image, network, watch)
+        if geometry.blocks:
+            features = _through_blocks(image, network, watch)
     out = np.empty((height * scale, width * scale, 3), dtype=np.uint8)
     for tile in watch.each(_tiles(height, width, geometry.tile)):
         around = _around(tile, height, width, geometry.overlap)
@@ -128,7 +137,7 @@ def enlarge(
     return out
 
 
-def _gather_averages(image: Image, network: Runner, watch: _Watch) -> None:
+def _gather_averages(image: Image, network: LayeredRunner, watch: _Watch) -> None:
     geometry = network.geometry
     height, width = image.shape[:2]
     averages: list[Planes] = []
@@ -143,7 +152,7 @@ def _gather_averages(image: Image, network: Runner, watch: _Watch) -> None:
         network.set_averages(averages)
 
 
-def _through_blocks(image: Image, network: Runner, watch: _Watch) -> Planes:
+def _through_blocks(image: Image, network: LayeredRunner, watch: _Watch) -> Planes:
     """(C, H, W): the features after the last block."""
     geometry = network.geometry
     height, width = image.shape[:2]
@@ -160,7 +169,7 @@ def _through_blocks(image: Image, network: Runner, watch: _Watch) -> Planes:
     return found
 
 
-def _in_place(features: Planes, network: Runner, index: int, watch: _Watch) -> None:
+def _in_place(features: Planes, network: LayeredRunner, index: int, watch: _Watch) -> None:
     """Take (C, H, W) through one block, a band of rows after the other."""
     reach, side = network.geometry.reach, network.geometry.block_tile
     assert side >= reach, "rows above a band would be lost"
