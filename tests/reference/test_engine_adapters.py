@@ -188,3 +188,15 @@ def test_weight_zero_draws_as_without(engine: Engine) -> None:
     assert np.array_equal(off.images[0], engine.generate(order(engine)).images[0])
     only_text = engine.generate(order(engine, AdapterUse(name="ink", weight=0.0, text_weight=1.0)))
     assert not np.array_equal(off.images[0], only_text.images[0])
+
+
+def test_an_adapter_goes_into_a_network_that_was_loaded_by_its_first_call(
+    engine: Engine, folder: Path, loras: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluation draws without preparing; weights loaded in inference mode could not be changed again."""
+    solo = Engine(folder, "torch", threads=1, catalogue=Catalogue([loras]))
+    monkeypatch.setattr(solo.backend, "prepare", lambda *_, **__: None)
+    solo.generate(order(solo))
+    found = solo.generate(order(solo, INK)).images[0]
+    solo.close()
+    assert np.array_equal(found, engine.generate(order(engine, INK)).images[0])

@@ -158,6 +158,8 @@ class TorchBackend:
         """One call; the time stays float32, as its embedding is computed in float32."""
         from fewstep.models.conditions import Conditions as Told
 
+        # Loaded outside of inference mode: adapters could not change its weights in place otherwise.
+        network = self._denoiser(student)
         with self._torch.inference_mode():
             told = Told(
                 text=self._tensor(conditions.tokens, self._half),
@@ -170,7 +172,7 @@ class TorchBackend:
             latents, times = self._tensor(x, self._half), self._tensor(t, None)
             if self._controls is not None:
                 told = self._controls.add(latents, times, told)
-            raw = self._denoiser(student)(latents, times, told, mask)
+            raw = network(latents, times, told, mask)
         return _numpy(raw)
 
     def encode_image(self, pixels: FloatArray, *, scaled: bool = True) -> FloatArray:
