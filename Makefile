@@ -31,7 +31,7 @@ empty :=
 space := $(empty) $(empty)
 STAMPS := $(VENV)/.extras
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
-DEVELOP := $(addprefix $(STAMPS)/,upscale train dev)
+DEVELOP := $(addprefix $(STAMPS)/,upscale train serve dev)
 
 .DEFAULT_GOAL := help
 .PHONY: help image env test unit check format-check lint types imports format bench train-bundled release-model students studio soak
@@ -45,7 +45,7 @@ help: ## this list
 image: $(STAMPS)/upscale ## draw PROMPT="..." with the bundled model; ARGS="--seed 3 --n 4" adds options
 	@"$(BIN)/fewstep" generate $(ARGS) -- "$$FEWSTEP_PROMPT"
 
-env: | $(VENV)/pyvenv.cfg ## create or update .venv with EXTRAS="upscale,train,dev"
+env: | $(VENV)/pyvenv.cfg ## create or update .venv with EXTRAS="upscale,train,serve,dev"
 	@$(call install,$(subst $(comma), ,$(EXTRAS)))
 
 test: $(DEVELOP) ## all tests except soak, in WORKERS=2 processes
