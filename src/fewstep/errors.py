@@ -13,6 +13,14 @@ FewstepError
 ├── OutputError         a result cannot be written where it was asked for
 ├── RunError            a training run cannot go on (locked folder, non-finite losses, changed recipe)
 ├── EngineError         a model failed while drawing
+├── QueueFull           a server has as many orders as it takes
+├── NotReady            a server that is starting, stopping or out of memory
+├── Expired             an order was not done by its deadline
+├── RefusedError        a server does not let this caller in
+│   ├── Unauthorized    no key, or a wrong one
+│   ├── Forbidden       a key or an origin that may not do this
+│   └── WrongHost       a request for another host's name
+├── TooLarge            more bytes or pixels than are taken
 └── Cancelled           the caller asked to stop
 """
 
@@ -84,6 +92,61 @@ class EngineError(FewstepError):
 
     exit_code = 9
     http_status = 500
+
+
+class QueueFull(FewstepError):
+    """A server has as many orders as it takes; `retry_after` says when to come again, in seconds."""
+
+    exit_code = 10
+    http_status = 429
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NotReady(FewstepError):
+    """A server that is starting, stopping, or short of memory; the same order may succeed later."""
+
+    exit_code = 11
+    http_status = 503
+
+
+class Expired(FewstepError):
+    """An order that was not done by its deadline."""
+
+    exit_code = 12
+    http_status = 504
+
+
+class RefusedError(FewstepError):
+    """A server does not let this caller do this."""
+
+    exit_code = 13
+    http_status = 403
+
+
+class Unauthorized(RefusedError):
+    """No key was given, or a wrong one."""
+
+    http_status = 401
+
+
+class Forbidden(RefusedError):
+    """A key, or the origin of a web page, that may not do this."""
+
+
+class WrongHost(RefusedError):
+    """A request that names another host: a web page that was made to point here."""
+
+    http_status = 421
+
+
+class TooLarge(FewstepError):
+    """More bytes or pixels than are taken."""
+
+    exit_code = 14
+    http_status = 413
 
 
 class Cancelled(FewstepError):

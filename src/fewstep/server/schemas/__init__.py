@@ -1,0 +1,1 @@
+"""What the APIs say on the wire; foreign field names stand here and nowhere else."""
