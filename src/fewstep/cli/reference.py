@@ -31,6 +31,11 @@ _EXIT_CODES = """## Exit codes
 | 7 | a result cannot be written |
 | 8 | a training run that cannot start or go on |
 | 9 | a model failed while drawing |
+| 10 | a server's queue is full |
+| 11 | a server is not ready: starting, stopping, or out of memory |
+| 12 | an order was not done by its deadline |
+| 13 | a server does not let this caller do this |
+| 14 | more bytes or pixels than are taken |
 | 130 | cancelled |
 """
 

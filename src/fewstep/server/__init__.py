@@ -1,1 +1,1 @@
-"""HTTP: the Stable Diffusion WebUI's API, OpenAI's Images API, and our own, one queue and one history below."""
+"""HTTP: the Stable Diffusion WebUI's API, OpenAI's Images API, and our own, one queue and history below."""
