@@ -21,6 +21,7 @@ FewstepError
 │   ├── Forbidden       a key or an origin that may not do this
 │   └── WrongHost       a request for another host's name
 ├── TooLarge            more bytes or pixels than are taken
+├── ConflictError       an order that contradicts what is there: a key used again, a job in another state
 └── Cancelled           the caller asked to stop
 """
 
@@ -147,6 +148,13 @@ class TooLarge(FewstepError):
 
     exit_code = 14
     http_status = 413
+
+
+class ConflictError(FewstepError):
+    """An order that contradicts what is there: an idempotency key used again, a job in another state."""
+
+    exit_code = 15
+    http_status = 409
 
 
 class Cancelled(FewstepError):

@@ -36,6 +36,7 @@ _EXIT_CODES = """## Exit codes
 | 12 | an order was not done by its deadline |
 | 13 | a server does not let this caller do this |
 | 14 | more bytes or pixels than are taken |
+| 15 | an order that contradicts what is there: a key used again, a job in another state |
 | 130 | cancelled |
 """
 
