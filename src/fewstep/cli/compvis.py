@@ -14,11 +14,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli import compvis_files, compvis_model, output, pictures, sources
+from fewstep.cli import compvis_files, compvis_model, output, sources
 from fewstep.cli.compvis_order import Order, Shot, check, plan, read_prompts, say_defaults
 from fewstep.cli.interrupts import cancellable
 from fewstep.cli.libraries import quiet_libraries
 from fewstep.cli.progress import Report, progress
+from fewstep.engine import finished
 from fewstep.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def run(order: Order) -> None:
     say_defaults(order, drawing.info, shots[0].request, say)
     paths: list[Path] = []
     try:
-        images: list[pictures.Picture] = []
+        images: list[finished.Picture] = []
         with contextlib.closing(_draw(order, drawing, shots, say)) as drawn:
             for picture in drawn:
                 if not order.skip_save:
@@ -104,7 +105,7 @@ def _read_image(path: Path | None) -> Any:
 
 def _draw(
     order: Order, drawing: Engine, shots: list[Shot], say: Callable[[str], None]
-) -> Generator[pictures.Picture]:
+) -> Generator[finished.Picture]:
     """Every image in the order of the script: iterations around batches."""
     total = order.n_iter * sum(shot.request.n for shot in shots)
     done = 0
@@ -121,7 +122,7 @@ def _draw(
                     said.add(warning)
                     say(f"warning: {warning}")
             for index in range(request.n):
-                yield pictures.finish(request, result, index, "none", cancelled=cancelled)
+                yield finished.finish(request, result, index, "none", cancelled=cancelled)
             done += request.n
 
 
@@ -142,7 +143,7 @@ def _precision(order: Order, record: dict[str, Any]) -> list[str]:
     return [f"--precision full has no effect: this model runs in {has} here"]
 
 
-def _write_grid(grids: compvis_files.NumberedFiles, images: Sequence[pictures.Picture], columns: int) -> Path:
+def _write_grid(grids: compvis_files.NumberedFiles, images: Sequence[finished.Picture], columns: int) -> Path:
     """Write the grid of all images, with the parameters of the first and the seeds of all."""
     sheet = compvis_files.grid([picture.pixels for picture in images], columns)
     facts = {"images": len(images), "columns": columns, "seeds": [picture.seed for picture in images]}

@@ -361,6 +361,7 @@ def command(
     choices.one_of("--emphasis", emphasis, EMPHASIS_MODES)
     width, height = choices.size("--size", size) if size is not None else (None, None)
     from fewstep.cli import modes, pictures, sources, templates
+    from fewstep.engine import finished
     from fewstep.engine import upscale as upscaling
     from fewstep.engine.request import resolve
 
@@ -437,7 +438,7 @@ def command(
         images = [(which, index) for which, one in enumerate(requests) for index in range(one.n)]
         for (which, index), number in zip(images, numbers, strict=True):
             request, result = requests[which], results[which]
-            picture = pictures.finish(
+            picture = finished.finish(
                 request, result, index, upscale, cancelled=cancelled, further=wanted[which].further
             )
             if picture.warning is not None and number == numbers[0] and not quiet:

@@ -82,7 +82,7 @@ def from_record(record: Mapping[str, Any]) -> str:
         record: needs ``prompt``, ``num_inference_steps``, ``solver``, ``guidance_scale``, ``seed``,
             ``width``, ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have
             ``negative_prompt``, ``student`` ({name, method, hash}), ``strength``, ``guidance_rescale``,
-            ``eta``, ``init_image_hash``, ``upscale`` ({scale, name}), ``emphasis``, ``template``,
+            ``eta``, ``init_image_hash``, ``upscale`` ({name, scale or to}), ``emphasis``, ``template``,
             ``negative_template``, ``adapters`` and ``embeddings`` (of {name, hash}), and what
             `infotext_modes` reads.
     """
@@ -110,6 +110,7 @@ def from_record(record: Mapping[str, Any]) -> str:
         "Template": record.get("template"),
         "Negative Template": record.get("negative_template"),
         "Postprocess upscale by": upscale.get("scale"),
+        "Postprocess upscale to": upscale.get("to"),
         "Postprocess upscaler": upscale.get("name"),
         "Version": f"fewstep {record['fewstep']}",
     }
