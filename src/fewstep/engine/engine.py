@@ -295,6 +295,8 @@ class Engine:
         further |= embeddings.record(request.embeddings)
         if request.insist and request.contract is not None:
             further["insist"] = True
+        if request.spacing is not None:
+            further["spacing"] = request.spacing
         if self.info.parts:
             further["parts"] = {part: dict(own) for part, own in self.info.parts.items()}
         return {

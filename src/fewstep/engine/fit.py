@@ -14,8 +14,10 @@ from typing import Any
 
 from fewstep.diffusion.contract import SamplingContract
 from fewstep.diffusion.solvers import get_solver
+from fewstep.diffusion.timesteps import SPACINGS
 from fewstep.diffusion.unfit import Unfit, unfit
 from fewstep.engine.checks import MAX_GUIDANCE
+from fewstep.errors import CheckpointError, UsageError
 
 _OPTIONS = {
     "num_inference_steps": "steps",
@@ -64,6 +66,38 @@ def fitted(
     if insist:
         return _widened(contract, found), asked, warnings
     return contract, dataclasses.replace(asked, **{one.setting: one.wanted for one in found}), warnings
+
+
+def spaced(
+    contract: SamplingContract, spacing: str, steps: int, *, insist: bool
+) -> tuple[SamplingContract, list[str]]:
+    """The contract with another spacing of its times, where that fits whoever draws.
+
+    Args:
+        contract: of whoever draws.
+        spacing: a name of `fewstep.diffusion.timesteps.SPACINGS`, but not ``explicit``.
+        steps: how many times are visited.
+        insist: take it all the same.
+
+    Returns:
+        The contract, as it was where the spacing visits the same times or does not fit; warnings.
+
+    Raises:
+        UsageError: a spacing that does not exist.
+    """
+    if spacing not in SPACINGS or spacing == "explicit":
+        known = ", ".join(name for name in SPACINGS if name != "explicit")
+        raise UsageError(f"spacing {spacing!r:.100} is not known: give one of {known}")
+    if spacing == contract.spacing and steps not in contract.timesteps:
+        return contract, []
+    found = unfit(contract, num_inference_steps=steps, spacing=spacing)
+    warnings = [_said(one, insist=insist) for one in found if one.setting == "spacing"]
+    if contract.method != "base" and not (warnings and insist):
+        return contract, warnings
+    try:
+        return dataclasses.replace(contract, spacing=spacing, timesteps={}), warnings
+    except CheckpointError as error:  # a contract checks its own default steps
+        raise UsageError(f"spacing {spacing} with this model: {error}") from None
 
 
 def _said(one: Unfit, *, insist: bool) -> str:

@@ -97,6 +97,8 @@ class GenerateRequest:
     settings that the user insists on."""
     insist: bool = False
     """Whether what does not fit is used all the same."""
+    spacing: str | None = None
+    """Of the times, where another than the contract's was asked for and is used."""
 
     def sampling(self, info: ModelInfo) -> SamplingContract:
         """How it is sampled."""
@@ -153,6 +155,7 @@ def resolve(
     control: Sequence[ControlUse] = (),
     adapters: Sequence[adapting.AdapterUse] = (),
     insist: bool = False,
+    spacing: str | None = None,
 ) -> GenerateRequest:
     """Fill in what was not given from the sampling contract of whoever draws, and check everything.
 
@@ -197,6 +200,7 @@ def resolve(
         adapters: names and weights of adapters.
         insist: use settings that do not fit a model or an adapter of few steps; otherwise what fits is used
             in their place. A warning says so either way.
+        spacing: of the times, a name of ``fewstep.diffusion.timesteps.SPACINGS``; None is the model's own.
 
     Raises:
         UsageError: a value out of range, two that contradict each other, or an embedding that was given by
@@ -231,6 +235,11 @@ def resolve(
     )  # fmt: skip
     warnings += misfits
     steps = asked.num_inference_steps or contract.num_inference_steps
+    spaced = contract
+    if spacing is not None:
+        spaced, misfits = fit.spaced(contract, spacing, steps, insist=insist)
+        warnings += misfits
+    respaced, contract = spaced is not contract, spaced
     chosen = find_solver(contract, asked.solver, eta)
     chosen.start(contract.make_schedule())
     grid = contract.grid(steps, chosen.name)
@@ -289,6 +298,7 @@ def resolve(
         variation=variation.resolve(seed, variation_seed, variation_strength, seed_resize, info.downscale),
         vae_tiling=tiles.wanted(info, *largest, tiling), control=controls.resolve(control),
         adapters=chosen_adapters, contract=None if contract == own else contract, insist=insist,
+        spacing=spacing if respaced else None,
     )  # fmt: skip
     passes = [request] if second is None else [request, second_pass.second_request(request)]
     checks.check_classes(info, [line for one in passes for line in prompts.whole(info, one)])

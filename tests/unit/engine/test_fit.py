@@ -108,3 +108,32 @@ def test_a_student_refuses_what_the_model_itself_can_do_unless_insisted():
         order(engine, student="quick", num_inference_steps=9)
     request = order(engine, student="quick", num_inference_steps=9, insist=True)
     assert request.num_inference_steps == 9 and about(request, "as you insist")
+
+
+def test_another_spacing_is_used_by_a_base_model_and_said_in_its_record():
+    engine = Engine(backend=FakeBackend())
+    own, asked = order(engine), order(engine, spacing="leading")
+    assert own.spacing is None and "spacing" not in engine.generate(own).record
+    assert asked.spacing == "leading" and asked.sampling(engine.info).spacing == "leading"
+    assert engine.generate(asked).record["spacing"] == "leading"
+    grids = [one.sampling(engine.info).grid(5, one.solver) for one in (own, asked)]
+    assert grids[1][0] < grids[0][0]
+
+
+def test_the_models_own_spacing_changes_nothing():
+    engine = Engine(backend=FakeBackend())
+    assert order(engine, spacing="trailing").contract is None
+
+
+def test_a_model_of_few_steps_keeps_its_times_unless_insisted():
+    engine = few()
+    request = order(engine, spacing="karras")
+    assert request.spacing is None and about(request, "karras spacing on SDXL-Lightning")
+    request = order(engine, spacing="karras", insist=True)
+    assert request.sampling(engine.info).spacing == "karras" and about(request, "you insist")
+
+
+def test_a_spacing_that_does_not_exist_is_refused():
+    for name in ("explicit", "sinc"):
+        with pytest.raises(UsageError, match="give one of trailing, leading"):
+            order(Engine(backend=FakeBackend()), spacing=name)
