@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 OWNERS = {
     "pickle": {"checkpoint/pickle_compat.py"},
     "rename": {"checkpoint/atomic.py"},
-    "network": {"server/media.py", "models/load.py", "models/hub.py", "data/sources/", "data/sources.py"},
+    "network": {"server/urls.py", "models/load.py", "models/hub.py", "data/sources/", "data/sources.py"},
     "shell": set(),
     "code from data": set(),
 }

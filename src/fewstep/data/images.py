@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,10 @@ _DEEP: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 
 Source = str | os.PathLike[str] | bytes
+
+
+class TooManyPixels(DataError):
+    """More pixels than are decoded, by what the header says."""
 
 
 def open_image(
@@ -57,7 +62,41 @@ def open_image(
     Raises:
         DataError: not there, empty, not an image, cut off, of a mode without a meaning here, or too large.
     """
-    image, what = open_header(source, name=name, max_pixels=max_pixels)
+    pixels = open_pixels(source, name=name, max_pixels=max_pixels)
+    return flattened(pixels, background) if pixels.shape[2] == 4 else pixels
+
+
+def flattened(
+    pixels: NDArray[np.uint8], background: tuple[int, int, int] = (255, 255, 255)
+) -> NDArray[np.uint8]:
+    """Lay pixels (H, W, 4) over a colour: (H, W, 3)."""
+    over = Image.fromarray(pixels, "RGBA")
+    under = Image.new("RGBA", over.size, (*background, 255))
+    return np.asarray(Image.alpha_composite(under, over).convert("RGB"))
+
+
+def open_pixels(
+    source: Source,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] = FORMATS,
+) -> NDArray[np.uint8]:
+    """Open an image as `open_image`, with its transparency.
+
+    Args:
+        source: file name, or the bytes of the file.
+        name: what to call the image in errors; default the file name.
+        max_pixels: most pixels that are decoded.
+        formats: Pillow's names of the formats that are tried, of `FORMATS`.
+
+    Returns:
+        uint8 (H, W, 4) where the file has transparency, else (H, W, 3).
+
+    Raises:
+        DataError: as `open_image`.
+    """
+    image, what = open_header(source, name=name, max_pixels=max_pixels, formats=formats)
     if image.mode not in _PLAIN | _ALPHA | _DEEP:
         raise DataError(f"{what}: colour mode {image.mode} has no meaning here; save it as 8-bit RGB")
     try:
@@ -65,10 +104,8 @@ def open_image(
         image = ImageOps.exif_transpose(image)
         if image.mode in _DEEP:
             image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-        elif image.mode in _ALPHA or "transparency" in image.info:
-            over = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", over.size, (*background, 255)), over)
-        return np.asarray(image.convert("RGB"))
+        clear = image.mode in _ALPHA or "transparency" in image.info
+        return np.asarray(image.convert("RGBA" if clear else "RGB"))
     except Exception as error:  # cut-off data, broken streams, metadata bombs
         raise _refused(what, error) from error
 
@@ -109,7 +146,11 @@ def image_size(source: Source, *, name: str | None = None, max_pixels: int = MAX
 
 
 def open_header(
-    source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+    source: Source,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] = FORMATS,
 ) -> tuple[Image.Image, str]:
     """Open an image for its header and metadata alone, with every check that comes before decoding.
 
@@ -117,7 +158,8 @@ def open_header(
         The Pillow image, nothing of it decoded, and what to call it in errors.
 
     Raises:
-        DataError: not there, empty, not an image, or too large.
+        DataError: not there, empty, not an image of ``formats``.
+        TooManyPixels: a DataError as well.
     """
     if isinstance(source, bytes):
         data, what = source, name or "image"
@@ -139,22 +181,41 @@ def open_header(
     if not data:
         raise DataError(f"{what}: empty file; give an image")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(_Counted(data), formats=tuple(formats))
     except UnidentifiedImageError:
-        known = ", ".join(FORMATS)
+        known = ", ".join(formats)
         raise DataError(f"{what}: not an image of a known kind; give one of {known}") from None
     except Image.DecompressionBombError:
-        raise DataError(
+        raise TooManyPixels(
             f"{what}: too many pixels; at most {max_pixels:,} are decoded, scale it down"
         ) from None
     except Exception as error:  # hostile files make decoders raise almost anything
         raise _refused(what, error) from error
     if image.width * image.height > max_pixels:
-        raise DataError(
+        raise TooManyPixels(
             f"{what}: too many pixels, {image.width}x{image.height}; at most {max_pixels:,} are decoded, "
             f"scale it down"
         )
     return image, what
+
+
+class _Counted(io.BytesIO):
+    """A file that ends a parser which reads it in crumbs.
+
+    Pillow walks the chunks of a PNG and the bytes between a JPEG's markers in Python: a few megabytes of
+    empty ones would keep it busy for a minute.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        # Parts of 8 KiB are usual. A GIF is made of 255 bytes each, which its reader skips one by one.
+        self._left = 20_000 + len(data) // (64 if data.startswith(b"GIF") else 512)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("too many small parts")
+        return super().read(size)
 
 
 def _refused(what: str, error: Exception) -> DataError:

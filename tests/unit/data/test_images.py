@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewstep.data.images import image_size, open_header, open_image, open_mask
+from fewstep.data.images import TooManyPixels, image_size, open_header, open_image, open_mask, open_pixels
 from fewstep.errors import DataError
 
 
@@ -115,6 +115,40 @@ def test_limit_is_checked_before_decoding() -> None:
     with pytest.raises(DataError, match="6x4"):
         open_image(encoded(RED), max_pixels=23)
     assert open_image(encoded(RED), max_pixels=24).shape == (4, 6, 3)
+
+
+def test_too_many_pixels_is_told_from_damage() -> None:
+    for source in (encoded(RED), png_header(40_000, 40_000)):
+        with pytest.raises(TooManyPixels):
+            open_image(source, max_pixels=23)
+
+
+def test_pixels_keep_transparency() -> None:
+    assert open_pixels(encoded(RED)).shape == (4, 6, 3)
+    clear = open_pixels(encoded(Image.new("LA", (3, 2), (7, 9))))
+    assert clear.shape == (2, 3, 4) and clear[0, 0].tolist() == [7, 7, 7, 9]
+
+
+def test_only_the_formats_that_are_asked_for() -> None:
+    with pytest.raises(DataError, match=r"give one of PNG, WEBP$"):
+        open_pixels(encoded(RED, "GIF"), formats=("PNG", "WEBP"))
+
+
+def crumbs() -> dict[str, bytes]:
+    """Files of 8 MB in parts of at most 12 bytes."""
+    png, jpeg = encoded(RED), encoded(RED, "JPEG")
+    part = b"\0\0\0\0" + b"aaAa" + struct.pack(">I", zlib.crc32(b"aaAa"))
+    return {
+        "chunks": png[:33] + part * 700_000 + png[33:],
+        "segments": jpeg[:2] + b"\xff\xfe\0\2" * 2_000_000 + jpeg[2:],
+        "fill bytes": jpeg[:20] + b"\xff" * 8_000_000 + jpeg[20:],
+    }
+
+
+@pytest.mark.parametrize("kind", ["chunks", "segments", "fill bytes"])
+def test_a_file_of_crumbs_is_left_early(kind: str) -> None:
+    with pytest.raises(DataError, match="small parts"):
+        open_image(crumbs()[kind])
 
 
 def test_header_gives_metadata() -> None:

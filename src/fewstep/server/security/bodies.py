@@ -1,0 +1,153 @@
+"""How a request's body may come: of which kind, how large, how fast, and if JSON, of which shape."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope
+
+from fewstep.errors import TooLarge
+from fewstep.server import caller
+from fewstep.server.caller import header_values
+from fewstep.server.security.json_guard import MalformedJson, check_json
+from fewstep.server.settings import Limits
+
+MULTIPART: Final = ("/v1/images/edits", "/v1/images/variations", "/api/v1/uploads")
+"""Paths, also those below them, that take files as forms and as pictures."""
+FORMS: Final = ("/login",)
+MAX_FORM: Final = 4_096
+"""Bytes of the login page's form."""
+
+_IN_A_THREAD: Final = 1 << 18
+"""Bytes from which a body is looked through in a thread."""
+_UTF8: Final = re.compile(r'charset="?utf-?8"?', re.IGNORECASE)
+
+
+class Breach:
+    """Why a body was refused while it was read: by then the application's own error may hide it."""
+
+    __slots__ = ("error",)
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+
+async def admit(
+    scope: Scope, receive: Receive, limits: Limits, breach: Breach, multipart: Sequence[str] = MULTIPART
+) -> Receive:
+    """Check a request's body, and return what the application reads it from.
+
+    JSON is read and checked here; other kinds are counted while the application reads them.
+
+    Raises:
+        TooLarge: more bytes than are taken, declared or counted.
+        HTTPException: 400 for a malformed body or length, 408 for one that is too slow, 415 for another kind.
+        UsageError: JSON that `fewstep.server.security.json_guard.check_json` refuses.
+        ClientDisconnect: the client went away.
+    """
+    path = caller.path_of(scope)
+    limit = MAX_FORM if path in FORMS else limits.max_body
+    length = _length(scope)
+    if length is not None and length > limit:
+        raise _too_large(limit)
+    if not length and not header_values(scope, b"transfer-encoding"):
+        return receive
+    deadline = asyncio.get_running_loop().time() + limits.body_seconds
+    limited = _limited(receive, limit, deadline, limits.body_seconds, breach)
+    kind = _kind(scope)
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return await _checked(limited, receive)
+    if path in FORMS and kind == "application/x-www-form-urlencoded":
+        return limited
+    if (kind == "multipart/form-data" or kind.startswith("image/")) and _below(path, multipart):
+        return limited
+    raise HTTPException(415, "the body must be JSON, with Content-Type: application/json")
+
+
+def _limited(receive: Receive, limit: int, deadline: float, seconds: float, breach: Breach) -> Receive:
+    count = 0
+    ended = False
+
+    async def limited() -> Message:
+        nonlocal count, ended
+        if ended:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            breach.error = HTTPException(
+                408, f"the body was not complete within {seconds:g} seconds; send it faster"
+            )
+            raise breach.error from None
+        if message["type"] == "http.request":
+            count += len(message.get("body", b""))
+            ended = not message.get("more_body", False)
+            if count > limit:
+                breach.error = _too_large(limit)
+                raise breach.error
+        else:
+            ended = True
+        return message
+
+    return limited
+
+
+async def _checked(limited: Receive, receive: Receive) -> Receive:
+    parts: list[bytes] = []
+    while True:
+        message = await limited()
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            break
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    parts.clear()
+    try:
+        if len(body) < _IN_A_THREAD:
+            check_json(body)
+        else:
+            await asyncio.to_thread(check_json, body)
+    except MalformedJson as error:
+        raise HTTPException(400, f"the body is not JSON ({error}); send a JSON object in UTF-8") from None
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    del body
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay
+
+
+def _length(scope: Scope) -> int | None:
+    lengths = set(header_values(scope, b"content-length"))
+    if not lengths:
+        return None
+    text = lengths.pop()
+    if lengths or not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise HTTPException(400, "Content-Length must be one number")
+    return int(text)
+
+
+def _kind(scope: Scope) -> str:
+    kinds = header_values(scope, b"content-type")
+    if len(kinds) != 1:
+        return ""
+    kind, _, parameters = kinds[0].partition(";")
+    if "charset" in parameters.lower() and not _UTF8.search(parameters):
+        return ""
+    return kind.strip().lower()
+
+
+def _below(path: str, parents: Sequence[str]) -> bool:
+    return any(path == parent or path.startswith(parent.rstrip("/") + "/") for parent in parents)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"a body of more than {limit:,} bytes is not taken; send less at once")
