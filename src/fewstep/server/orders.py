@@ -44,7 +44,12 @@ class Order:
     """Id of the picture in the history that this one was made from."""
     deadline: float | None = None
     """Seconds from now; None is the server's."""
+    idempotency_key: str | None = None
+    """The caller's name for this one order: sent again, it is not done again."""
+    fingerprint: str | None = None
+    """Of the request that the key stands for, see `fewstep.server.jobstore.fingerprint`."""
     job_id: str | None = None
+    """Of a job that is recorded already, when it is done again; None records one."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of the pictures' infotext."""
 
