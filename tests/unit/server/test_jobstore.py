@@ -300,7 +300,7 @@ def test_databases_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UsageError, match="has version 4, and this fewstep knows versions up to 1: update"):
         Database(path)
     (tmp_path / "text.db").write_bytes(b"not a database at all, but long enough " * 200)
-    with pytest.raises(OutputError, match="is broken or none .* fewstep history rebuild"):
+    with pytest.raises(OutputError, match=r"is broken or none .* fewstep history rebuild"):
         Database(tmp_path / "text.db")
     with pytest.raises(OutputError, match="cannot be written"):
         (tmp_path / "folder.db").mkdir()
