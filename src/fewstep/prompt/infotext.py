@@ -45,6 +45,16 @@ SAMPLERS: Mapping[str, str] = {
 }
 """Our solvers by the names that the web UI and its relatives show; flow models use plain Euler there."""
 
+SCHEDULES: Mapping[str, str] = {
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "sgm_uniform": "SGM Uniform",
+    "linspace": "Uniform",
+    "trailing": "Simple",
+    "leading": "DDIM",
+}
+"""Our spacings by the names of the web UI; others keep ours."""
+
 EMPHASIS: Mapping[str, str] = {"no_norm": "No norm", "ignore": "Ignore", "none": "None"}
 """Emphasis modes by the names of the web UI, which writes them, as here, where it is not "Original"."""
 
@@ -81,7 +91,7 @@ def from_record(record: Mapping[str, Any]) -> str:
     Args:
         record: needs ``prompt``, ``num_inference_steps``, ``solver``, ``guidance_scale``, ``seed``,
             ``width``, ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have
-            ``negative_prompt``, ``student`` ({name, method, hash}), ``strength``, ``guidance_rescale``,
+            ``negative_prompt``, ``spacing``, ``student`` ({name, method, hash}), ``strength``, ``guidance_rescale``,
             ``eta``, ``init_image_hash``, ``upscale`` ({name, scale or to}), ``emphasis``, ``template``,
             ``negative_template``, ``adapters`` and ``embeddings`` (of {name, hash}), and what
             `infotext_modes` reads.
@@ -91,6 +101,7 @@ def from_record(record: Mapping[str, Any]) -> str:
     fields = {
         "Steps": record["num_inference_steps"],
         "Sampler": SAMPLERS.get(record["solver"], record["solver"]),
+        "Schedule type": SCHEDULES.get(spacing, spacing) if (spacing := record.get("spacing")) else None,
         "CFG scale": record["guidance_scale"],
         "Seed": record["seed"],
         "Size": f"{record['width']}x{record['height']}",

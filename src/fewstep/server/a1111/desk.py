@@ -1,0 +1,133 @@
+"""What the routes of the WebUI's API keep between requests, and how a request becomes a wish."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+
+from fewstep.errors import OutputError
+from fewstep.prompt import styles as styling
+from fewstep.server import media
+from fewstep.server.a1111 import img2img, models, options, pasted, txt2img
+from fewstep.server.a1111.tracking import Tracker
+from fewstep.server.a1111.wishes import Setting, Wish
+from fewstep.server.orders import Image
+from fewstep.server.schemas.a1111 import Generation, Img2Img, Txt2Img
+
+if TYPE_CHECKING:
+    from fewstep.engine.backends.base import ModelInfo
+    from fewstep.server.services import Services
+
+STYLES = "styles.csv"
+"""In the folder of the server's data: the styles that can be named."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Desk:
+    """Options and tasks of all callers; one for an application."""
+
+    options: options.Store = field(default_factory=options.Store)
+    tracker: Tracker = field(default_factory=Tracker)
+    bench: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """Extras enlarge one picture at a time: each takes all cores."""
+    waiting: int = 0
+    """Extras that want the bench or have it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prepared:
+    """A request that can be drawn."""
+
+    wish: Wish
+    info: ModelInfo
+    options: dict[str, Any]
+    """Of the caller, with those of the request."""
+    keep: dict[str, Any]
+    """Options that the request leaves behind."""
+
+
+async def desk_of(request: Request) -> Desk:
+    """For routes: ``Depends(desk_of)``."""
+    state = request.app.state
+    if not hasattr(state, "a1111"):
+        state.a1111 = Desk()
+    desk: Desk = state.a1111
+    return desk
+
+
+def prepared(body: Generation, services: Services, desk: Desk, owner: str) -> Prepared:
+    """Read a request. Opens pictures and models: not for the event loop.
+
+    Raises:
+        UsageError, NotFoundError, DataError, TooLarge, DependencyError: what the request asks for cannot be.
+    """
+    body, made_by = pasted.filled(body)
+    generator = services.generator
+    own = options.checked(body.override_settings or {}, strict=False)
+    merged = desk.options.get(owner) | own
+    named = own.get(options.CHECKPOINT)
+    if named is None:
+        model = generator.model_of(owner)
+    else:
+        model = own[options.CHECKPOINT] = models.find(named, models.listed(generator))
+    info = generator.info(model)
+    at = Setting(
+        info=info, owner=owner, options=merged, limits=services.settings.limits, styles=styles(services),
+        decode=decoder(services),
+    )  # fmt: skip
+    save = services.settings.save and not body.do_not_save_samples
+    if isinstance(body, Img2Img):
+        wish = img2img.wish(body, at, model=model, save=save)
+    else:
+        assert isinstance(body, Txt2Img)
+        wish = txt2img.wish(body, at, model=model, save=save)
+    if made_by is not None and made_by != model and named is None:
+        wish.comments.append(
+            f"the infotext is of the model {made_by[:60]}, {model} draws: override_settings."
+            "sd_model_checkpoint names another"
+        )
+    keep = {} if body.override_settings_restore_afterwards else own
+    return Prepared(wish=wish, info=info, options=merged, keep=keep)
+
+
+def decoder(services: Services) -> Callable[..., Image]:
+    """Reads pictures of requests under the server's limits."""
+    settings = services.settings
+
+    def decode(text: str, what: str, *, mask: bool = False) -> Image:
+        return media.decode_text(
+            text, what=what, limits=settings.limits, mask=mask, allow_urls=settings.allow_urls
+        )
+
+    return decode
+
+
+def set_options(services: Services, desk: Desk, owner: str, values: dict[str, Any]) -> None:
+    """Keep checked options for an owner; the model is found before anything is kept.
+
+    Raises:
+        NotFoundError, CheckpointError, DependencyError: of the model.
+    """
+    values = dict(values)
+    named = values.pop(options.CHECKPOINT, None)
+    if named is not None:
+        services.generator.set_model(owner, models.find(named, models.listed(services.generator)))
+    desk.options.update(owner, values)
+
+
+def styles(services: Services) -> tuple[styling.Style, ...]:
+    """The styles that can be named; none where there is no file.
+
+    Raises:
+        DataError: the file is broken.
+    """
+    try:
+        return styling.read((services.settings.data / STYLES).read_bytes())
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise OutputError(f"{STYLES} cannot be read ({error.strerror}); check who may read it") from None
