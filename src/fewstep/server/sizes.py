@@ -36,12 +36,14 @@ def parse(text: str) -> tuple[int, int]:
     """(width, height) of ``1024x768``.
 
     Raises:
-        UsageError: not of that form.
+        UsageError: not of that form, or longer than 8 to 1.
     """
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
     if match is None:
         raise UsageError(f"size is {text[:40]!r}: give WIDTHxHEIGHT in pixels, such as 512x512, or auto")
-    return int(match[1]), int(match[2])
+    width, height = int(match[1]), int(match[2])
+    _check_shape(width, height)
+    return width, height
 
 
 def plan(info: ModelInfo, width: int, height: int, *, upscaler: str = "auto") -> SizePlan:
@@ -56,12 +58,16 @@ def plan(info: ModelInfo, width: int, height: int, *, upscaler: str = "auto") ->
     Raises:
         UsageError: a shape longer than 8 to 1.
     """
-    if max(width, height) > _LONG * min(width, height):
-        raise UsageError(f"size is {width}x{height}: at most {_LONG} times as long as wide, choose a shorter")
+    _check_shape(width, height)
     if _drawn(info, width, height):
         return SizePlan(width, height, None)
     drawn = _near(info, width, height)
     return SizePlan(*drawn, Upscale(name=upscaler, width=width, height=height))
+
+
+def _check_shape(width: int, height: int) -> None:
+    if max(width, height) > _LONG * min(width, height):
+        raise UsageError(f"size is {width}x{height}: give one that is at most {_LONG} times as long as wide")
 
 
 def _drawn(info: ModelInfo, width: int, height: int) -> bool:
