@@ -8,6 +8,7 @@ read as everywhere, with their grammar; one that has any, or is long, is a reque
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -25,6 +26,7 @@ from PIL import Image as PILImage
 from fewstep import __version__
 from fewstep.checkpoint import atomic
 from fewstep.diffusion import noise, sampler
+from fewstep.diffusion.timesteps import truncate_for_strength
 from fewstep.engine import adapters, denoising, embeddings, pictures, prompts, starts, text, tiling
 from fewstep.engine.backends.base import Backend, Conditions, FloatArray, ModelInfo, f32, stacked
 from fewstep.engine.engine import Engine
@@ -141,12 +143,15 @@ def draw_batch(
     requests: Sequence[GenerateRequest],
     cancelled: Callable[[], bool] | None = None,
 ) -> list[Image]:
-    """Draw one image of each request; they may differ in prompt and seed only.
+    """Draw one image of each request; they may differ in prompt, seed and picture to start from only.
+
+    Adapters of the requests are not put on: they have to be on already, see ``Backend.adapt``.
 
     Args:
         backend: runs the networks.
         tokens: the model's tokenizers, from `fewstep.engine.text.tokenizers`.
-        requests: B requests without a picture to start from, and plain (`fewstep.engine.prompts.plain`).
+        requests: B requests without a mask, and plain (`fewstep.engine.prompts.plain`); all with a picture
+            to start from, or none.
         cancelled: asked before every step.
 
     Returns:
@@ -161,10 +166,12 @@ def draw_batch(
     schedule = contract.make_schedule()
     own = solver.schedule(schedule)
     coder = tiling.Autoencoder(backend, first.vae_tiling)
-    start = starts.make(coder, first)
+    start = _start(coder, requests)
     negative, conditional = (half.with_concat(start.concat) for half in _embed(backend, tokens, requests))
     denoise = denoising.denoiser(backend, first, negative, conditional, own)
     grid = contract.grid(first.num_inference_steps, solver.name)
+    if start.latents is not None:
+        grid = truncate_for_strength(grid, first.strength, at_least_one=True)
     scale = contract.first_noise(float(grid[0]), solver.name)
     shape = (info.latent_channels, first.height // info.downscale, first.width // info.downscale)
 
@@ -173,7 +180,7 @@ def draw_batch(
 
     latents = sampler.sample(
         denoise,
-        start.first(fresh(0), grid, own, scale, 1.0),
+        start.first(fresh(0), grid, own, scale, first.strength),
         grid,
         solver,
         schedule=schedule,
@@ -188,6 +195,16 @@ def draw_batch(
                 "there is no picture; try the model's own settings, and export the model again if that fails"
             )
     return [pictures.to_image(image) for image in pixels]
+
+
+def _start(coder: tiling.Autoencoder, requests: Sequence[GenerateRequest]) -> starts.Start:
+    """What each of them starts from, in one."""
+    first = starts.make(coder, requests[0])
+    if first.latents is None:
+        return first
+    others = [starts.make(coder, request).latents for request in requests[1:]]
+    latents = [first.latents, *(latent for latent in others if latent is not None)]
+    return dataclasses.replace(first, latents=np.concatenate(latents))
 
 
 def _alone(engine: Engine, request: GenerateRequest, cancelled: Callable[[], bool] | None) -> Image:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fewstep.engine import text
 from fewstep.engine.backends.fake import FakeBackend
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import resolve
 from fewstep.errors import Cancelled, EngineError, UsageError
-from fewstep.evaluation.drawing import Job, Sampling, draw
+from fewstep.evaluation.drawing import Job, Sampling, draw, draw_batch
 from fewstep.models import load
 
 JOBS = [Job("a red apple", 7), Job("a blue dog", 3), Job("the green dog on a red apple", 3), Job("apple", 0)]
@@ -41,6 +42,24 @@ def test_a_real_pipeline_in_batches_equals_single_requests(tiny_components: Any,
     jobs = [Job("red apple", 1), Job("apples", 2), Job("a b c", 3)]
     for job, image in zip(jobs, draw(engine, jobs, batch=3), strict=True):
         assert np.abs(image.astype(int) - single(engine, job)).max() <= 1, job
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
+def test_pictures_to_start_from_in_one_batch_equal_single_requests(strength: float) -> None:
+    engine = Engine(backend=FakeBackend())
+    plain = np.zeros((3, 128, 128, 3), np.uint8)
+    plain[0, :64], plain[1, :, :64], plain[2] = 255, 200, 90
+    requests = [
+        resolve(
+            engine.info, prompt=job.prompt, seed=job.seed, num_inference_steps=5, init_image=picture,
+            strength=strength,
+        )
+        for job, picture in zip(JOBS, plain, strict=False)
+    ]  # fmt: skip
+    drawn = draw_batch(engine.backend, text.tokenizers(engine.info), requests)
+    for request, image in zip(requests, drawn, strict=True):
+        expected = engine.generate(request).images[0]
+        assert np.abs(image.astype(int) - expected).max() <= 1, request.prompt
 
 
 def test_prompts_of_an_evaluation_have_the_grammar_of_all_prompts(tmp_path: Path) -> None:
