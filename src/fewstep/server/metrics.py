@@ -52,9 +52,9 @@ class Metrics:
         """An order was not taken: ``full``, ``draining``, ``invalid``."""
         self._rejected.labels(reason).inc()
 
-    def unsaved(self) -> None:
-        """A picture was drawn and could not be kept."""
-        self._unsaved.inc()
+    def unsaved(self, images: int) -> None:
+        """So many pictures were drawn and could not be kept."""
+        self._unsaved.inc(images)
 
     def batch(self, orders: int) -> None:
         """So many orders are drawn together."""

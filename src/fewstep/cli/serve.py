@@ -1,0 +1,147 @@
+"""``fewstep serve``: one process that clients of the WebUI, of OpenAI and our own talk to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli import output
+from fewstep.errors import DependencyError, UsageError
+
+if TYPE_CHECKING:
+    from fewstep.server.settings import ServerSettings
+
+INSTALL = 'pip install "fewstep[serve]"'
+_SAFETY = "Who may come in"
+_WORK = "How it works"
+
+
+def command(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 is any free one.")] = 7860,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Draws when a request names none.")
+    ] = None,
+    models_dir: Annotated[
+        list[Path] | None, typer.Option("--models-dir", metavar="DIR", help="Further folder of models.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", metavar="auto|openvino|torch|fake")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of drawing.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Where pictures and the database are kept.")
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option("--database", metavar="URL", help="Another database, by SQLAlchemy URL.")
+    ] = None,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Keep no pictures.")] = False,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="NAME:SECRET",
+            rich_help_panel=_SAFETY,
+            help="Let in who has a key; several times. Better in FEWSTEP_KEYS, separated by commas.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure-no-auth", help="A public address without a key.", rich_help_panel=_SAFETY),
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            rich_help_panel=_SAFETY,
+            help="Name by which the server may be called, besides this machine's loopback.",
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin", metavar="URL", rich_help_panel=_SAFETY, help="Web page that may send requests."
+        ),
+    ] = None,
+    allow_urls: Annotated[
+        bool,
+        typer.Option("--allow-urls", help="Fetch pictures named by URL.", rich_help_panel=_SAFETY),
+    ] = False,
+    queue: Annotated[
+        int, typer.Option("--queue", min=1, help="Orders that may wait.", rich_help_panel=_WORK)
+    ] = 16,
+    deadline: Annotated[
+        float, typer.Option("--deadline", min=1.0, help="Seconds for one order.", rich_help_panel=_WORK)
+    ] = 300.0,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Orders drawn together.", rich_help_panel=_WORK)
+    ] = 4,
+    grace: Annotated[
+        float,
+        typer.Option(
+            "--grace", min=0.0, rich_help_panel=_WORK, help="Seconds for running orders when it is stopped."
+        ),
+    ] = 30.0,
+    json_logs: Annotated[
+        bool, typer.Option("--json-logs", help="One JSON object a line.", rich_help_panel=_WORK)
+    ] = False,
+) -> None:
+    """Serve pictures over HTTP, to clients of the Stable Diffusion WebUI, of OpenAI's images, and our own.
+
+    It listens on http://127.0.0.1:7860 and takes no requests from other machines unless you say so.
+    """
+    try:
+        import uvicorn
+
+        from fewstep.server import logs
+        from fewstep.server.app import create_app
+    except ImportError as error:
+        raise DependencyError(f"serve: {error.name} is not installed; install it with: {INSTALL}") from None
+    given: dict[str, Any] = {
+        "host": host, "port": port, "model": model, "models_dirs": tuple(models_dir or ()), "engine": engine,
+        "threads": threads, "save": not no_save, "keys": _keys(key or []), "insecure": insecure,
+        "allowed_hosts": tuple(allow_host or ()), "origins": tuple(allow_origin or ()),
+        "allow_urls": allow_urls, "batch": batch, "grace": grace, "database": database,
+        "limits": {"queue": queue, "deadline": deadline},
+    }  # fmt: skip
+    if data is not None:
+        given["data"] = data
+    settings = _settings(given)
+    settings.check()
+    logs.configure(json=json_logs)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings), host=host, port=port, log_config=None, access_log=False,
+            server_header=False, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024,
+            timeout_graceful_shutdown=max(1, round(grace) + 2),
+        )
+    )  # fmt: skip
+    output.note(f"listening on http://{host}:{port} (Ctrl-C stops it)")
+    server.run()
+
+
+def _settings(given: dict[str, Any]) -> ServerSettings:
+    from pydantic import ValidationError
+
+    from fewstep.server.settings import ServerSettings
+
+    try:
+        return ServerSettings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int)) or "options"
+        raise UsageError(f"{where}: {first['msg']}") from None
+
+
+def _keys(options: list[str]) -> tuple[dict[str, str], ...]:
+    """Keys of ``--key`` and ``FEWSTEP_KEYS``. A value that is wrong is not repeated: it may be a secret."""
+    texts = [*options, *(part for part in os.environ.get("FEWSTEP_KEYS", "").split(",") if part.strip())]
+    keys = []
+    for text in texts:
+        name, separator, secret = text.strip().partition(":")
+        if not separator:
+            raise UsageError("a key has the form NAME:SECRET, with at least 8 characters after the colon")
+        keys.append({"name": name, "secret": secret})
+    return tuple(keys)

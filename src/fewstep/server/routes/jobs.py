@@ -1,0 +1,207 @@
+"""`/api/v1/jobs`: order, watch, cancel, do again; `/api/v1/models`: what can be drawn with."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from fewstep.errors import ConflictError
+from fewstep.server import media, native
+from fewstep.server.jobstore import fingerprint
+from fewstep.server.orders import Order, Progress
+from fewstep.server.pending import KnownJob, Pending
+from fewstep.server.schemas.native import (
+    ErrorBody,
+    GenerateBody,
+    JobList,
+    JobState,
+    JobView,
+    ModelDetail,
+    ModelList,
+    ModelView,
+)
+from fewstep.server.security import owner
+from fewstep.server.services import Services, services_of
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        401: "no key, or a wrong one", 403: "refused", 404: "no such thing here", 413: "too large",
+        422: "a value that cannot be", 429: "the queue is full", 503: "not ready", 504: "too late",
+    }.items()
+}  # fmt: skip
+
+router = APIRouter(prefix="/api/v1", responses=ERRORS)
+Given = Annotated[Services, Depends(services_of)]
+
+
+@router.post("/jobs", status_code=202, tags=["jobs"], summary="Order pictures")
+async def create(body: GenerateBody, request: Request, response: Response, services: Given) -> JobView:
+    """Answers at once; the job is on the disk by then. With an `Idempotency-Key` it may be sent again."""
+    order = await asyncio.to_thread(native.order, body, services.settings, owner=owner(request))
+    if key := request.headers.get("Idempotency-Key"):
+        order = _named(order, key, fingerprint(body.model_dump(mode="json")))
+    try:
+        pending = await asyncio.to_thread(services.generator.submit, order)
+        job_id = pending.id
+    except KnownJob as known:
+        job_id = known.job_id
+    response.headers["Location"] = f"/api/v1/jobs/{job_id}"
+    return await asyncio.to_thread(_view, services, job_id, order.owner)
+
+
+@router.get("/jobs", tags=["jobs"], summary="Jobs, the newest first")
+def jobs(
+    request: Request,
+    services: Given,
+    kind: Annotated[str | None, Query(max_length=32)] = None,
+    state: JobState | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[str | None, Query(max_length=32, description="Last job of the page before")] = None,
+) -> JobList:
+    """Those of the key that asks."""
+    states = None if state is None else (state,)
+    rows = services.jobs.list(owner(request), kind=kind, states=states, limit=limit, before=before)
+    return JobList(jobs=[_row(services, row) for row in rows])
+
+
+@router.get("/jobs/{job_id}", tags=["jobs"], summary="One job")
+def job(job_id: str, request: Request, services: Given) -> JobView:
+    """Its state, progress and result."""
+    return _view(services, job_id, owner(request))
+
+
+@router.post("/jobs/{job_id}/cancel", tags=["jobs"], summary="Stop a job")
+def cancel(job_id: str, request: Request, services: Given) -> JobView:
+    """Leaves the queue, or stops at the next step; a job that has ended stays as it is."""
+    services.jobs.get(job_id, owner(request))
+    if (pending := services.generator.pending(job_id)) is not None:
+        pending.cancel()
+    return _view(services, job_id, owner(request))
+
+
+@router.post("/jobs/{job_id}/requeue", status_code=202, tags=["jobs"], summary="Do a job again")
+def requeue(job_id: str, request: Request, services: Given) -> JobView:
+    """For a job that was cut off, cancelled, too late, or failed."""
+    job = services.jobs.get(job_id, owner(request))
+    if services.generator.pending(job_id) is not None:
+        raise ConflictError("the job has not ended: cancel it first")
+    values = dict(job.order)
+    services.jobs.requeue(job_id, owner(request))
+    services.generator.again(job_id, values, job.owner)
+    return _view(services, job_id, owner(request))
+
+
+@router.get("/jobs/{job_id}/events", tags=["jobs"], summary="Watch a job", response_class=EventSourceResponse)
+async def events(
+    job_id: str,
+    request: Request,
+    services: Given,
+    preview: Annotated[bool, Query(description="A picture of what there is, after every step")] = False,
+) -> EventSourceResponse:
+    """Server-sent events: `progress` after every step, `end` with the job as it ended, then nothing more."""
+    mine = owner(request)
+    await asyncio.to_thread(services.jobs.get, job_id, mine)
+    return EventSourceResponse(_events(services, job_id, mine, preview=preview), ping=15)
+
+
+@router.get("/models", tags=["models"], summary="Models that can be asked for")
+def models(services: Given) -> ModelList:
+    """By name; names are keys, never paths."""
+    pool = services.generator.pool
+    loaded, default = pool.loaded(), pool.default
+    return ModelList(
+        models=[
+            ModelView(
+                name=entry.name, kind=entry.kind, origin=entry.origin, bytes=entry.size,
+                loaded=entry.name == loaded, default=entry.name == default,
+            )
+            for entry in pool.models()
+        ]
+    )  # fmt: skip
+
+
+@router.get("/models/{name}", tags=["models"], summary="One model")
+def model(name: str, services: Given) -> ModelDetail:
+    """All that is known of it without drawing."""
+    pool = services.generator.pool
+    info = pool.info(name)
+    entry = next((one for one in pool.models() if one.name == name), None)
+    contract = info.contract
+    return ModelDetail(
+        name=name, kind="bundle" if entry is None else entry.kind,
+        origin="" if entry is None else entry.origin, bytes=0 if entry is None else entry.size,
+        loaded=pool.loaded() == name, default=pool.default == name, hash=info.hash, family=info.family,
+        licence=info.licence, native_width=info.native_size[0], native_height=info.native_size[1],
+        size_multiple=info.size_multiple, max_size=info.max_size,
+        num_inference_steps=contract.num_inference_steps, guidance_scale=contract.guidance_scale,
+        solver=contract.solver, prediction_type=contract.prediction_type, classes=sorted(info.classes),
+        students=[
+            {"name": one.name, "method": one.contract.method, "steps": list(one.steps), "hash": one.hash}
+            for one in info.students
+        ],
+    )  # fmt: skip
+
+
+def _named(order: Order, key: str, body: str) -> Order:
+    return dataclasses.replace(order, idempotency_key=key, fingerprint=body)
+
+
+def _view(services: Services, job_id: str, mine: str) -> JobView:
+    return _row(services, services.jobs.get(job_id, mine))
+
+
+def _row(services: Services, row: Any) -> JobView:
+    pending = services.generator.pending(row.id)
+    position = None
+    if pending is not None and row.state == "queued":
+        position = services.generator.queue.position(pending.task) or None
+    return native.job_view(row, pending, position)
+
+
+async def _events(
+    services: Services, job_id: str, mine: str, *, preview: bool
+) -> AsyncIterator[ServerSentEvent]:
+    pending = services.generator.pending(job_id)
+    if pending is not None:
+        async for progress in _steps(pending, preview=preview):
+            yield ServerSentEvent(event="progress", data=json.dumps(progress))
+    view = await asyncio.to_thread(_view, services, job_id, mine)
+    yield ServerSentEvent(event="end", data=view.model_dump_json())
+
+
+async def _steps(pending: Pending, *, preview: bool) -> AsyncIterator[dict[str, Any]]:
+    """The newest progress, whenever there is a newer one; a slow reader misses some, and slows nobody."""
+    loop = asyncio.get_running_loop()
+    newest: dict[str, Any] = {}
+    changed = asyncio.Event()
+
+    def store(values: dict[str, Any] | None) -> None:
+        newest.update(values or {})
+        changed.set()
+
+    def on_progress(progress: Progress) -> None:
+        values = native.progress_view(progress).model_dump()
+        if preview and progress.preview is not None:
+            values["preview"] = base64.b64encode(media.encode(progress.preview(), kind="jpeg")).decode()
+        loop.call_soon_threadsafe(store, values)
+
+    pending.listen(on_progress)
+    pending.future.add_done_callback(lambda future: loop.call_soon_threadsafe(store, None))
+    try:
+        if pending.progress is not None:
+            store(native.progress_view(pending.progress).model_dump())
+        while not pending.future.done():
+            await changed.wait()
+            changed.clear()
+            if newest:
+                yield dict(newest)
+    finally:
+        pending.unlisten(on_progress)

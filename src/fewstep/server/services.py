@@ -1,0 +1,125 @@
+"""What the routes of a server need, opened together and closed together."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from starlette.requests import HTTPConnection
+
+from fewstep.errors import FewstepError, NotReady
+from fewstep.server.metrics import Metrics
+from fewstep.server.pool import Opener, Pool
+
+if TYPE_CHECKING:
+    from fewstep.server.database import Database
+    from fewstep.server.generation import Generator
+    from fewstep.server.history import History
+    from fewstep.server.jobstore import JobStore
+    from fewstep.server.settings import ServerSettings
+
+_log = logging.getLogger("fewstep.server")
+
+
+class Services:
+    """Opened in a thread after the port listens, so that `/healthz` answers at once.
+
+    Args:
+        settings: how the server behaves.
+        opener: opens engines; for tests.
+    """
+
+    _database: Database
+    generator: Generator
+    jobs: JobStore
+    history: History
+
+    def __init__(self, settings: ServerSettings, opener: Opener | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self._opener = opener
+        self._opened = threading.Event()
+        self._draining = False
+        self._warm = False
+        self.failure: str | None = None
+        """Why the server cannot work, once it is known."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether orders are taken and the model has drawn its first picture."""
+        return self._warm and not self._draining and self.generator.queue.healthy
+
+    def open(self) -> None:
+        """Open the database and the model, and draw one picture that nobody sees.
+
+        Raises:
+            FewstepError: why it cannot work; `failure` has the sentence from then on.
+        """
+        from fewstep.server.database import Database
+        from fewstep.server.generation import Generator
+        from fewstep.server.history import History
+        from fewstep.server.jobstore import JobStore
+
+        try:
+            self.settings.data.mkdir(parents=True, exist_ok=True)
+            self._database = Database(self.settings.database_url)
+            self.jobs = JobStore(self._database)
+            self.history = History(self._database, self.settings.outputs)
+            pool = Pool(
+                self.settings.model, engine=self.settings.engine, threads=self.settings.threads,
+                folders=self.settings.models_dirs, opener=self._opener,
+            )  # fmt: skip
+            self.generator = Generator(
+                self.settings, pool, jobs=self.jobs, history=self.history, metrics=self.metrics
+            )
+            cut_off = self.jobs.recover()
+            if cut_off:
+                _log.warning(
+                    "%d jobs were cut off when the server stopped; they can be requeued", len(cut_off)
+                )
+            self._opened.set()
+            self.generator.warm_up()
+            self._warm = True
+        except FewstepError as error:
+            self.failure = str(error)
+            raise
+        except Exception:
+            self.failure = "the server could not start; see its log"
+            raise
+
+    def check_open(self) -> None:
+        """Refuse what comes before everything is open, or after the end has begun.
+
+        Raises:
+            NotReady: with the reason.
+        """
+        if self.failure is not None:
+            raise NotReady(f"the server cannot work: {self.failure}")
+        if not self._opened.is_set():
+            raise NotReady("the server is starting: try again in a second")
+
+    def begin_drain(self) -> None:
+        """`ready` is False from now on."""
+        self._draining = True
+
+    def close(self) -> None:
+        """Give running orders their time, then stop and close everything."""
+        self.begin_drain()
+        if not self._opened.is_set():
+            return
+        self.generator.drain(self.settings.grace)
+        self.generator.close()
+        self.jobs.close()
+        self._database.close()
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    """For routes: ``Depends(services_of)``; HTTP and WebSocket.
+
+    Raises:
+        NotReady: the server is starting, or cannot work.
+    """
+    services: Services = connection.app.state.services
+    services.check_open()
+    return services
