@@ -134,12 +134,13 @@ class History:
             record=whole,
             marks=files.Marks(),
         )
-        files.save(path, data)
         try:
+            files.save(path, data)
             with self.database.writing() as session:
                 image = rows.row(found)
                 session.add(image)
         except BaseException:
+            # A picture may be whole under its name and its folder not flushed.
             with contextlib.suppress(OutputError):
                 files.destroy(self.root, path)
             raise
