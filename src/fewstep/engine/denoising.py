@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fewstep.diffusion import guidance, prediction
 from fewstep.engine import prompts
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from fewstep.diffusion.schedule import Schedule
     from fewstep.engine.backends.base import ModelInfo
     from fewstep.engine.request import GenerateRequest
+
+BoolArray = npt.NDArray[np.bool_]
 
 
 def evaluations(info: ModelInfo, request: GenerateRequest) -> int:
@@ -41,18 +44,18 @@ class Script:
     the step cannot be told from the time: whoever draws moves it on.
 
     Args:
-        texts: step, counted from 1 -> the numbers of its texts: the negative prompt's, then the prompts'.
-        conditions: number of a text -> conditions of the B images that are drawn together.
+        texts: step, counted from 1 -> what stands for its texts: the negative prompt's, then the prompts'.
+        conditions: one of these -> conditions of the B images that are drawn together.
     """
 
     def __init__(
-        self, texts: Callable[[int], tuple[int, ...]], conditions: Callable[[int], Conditions]
+        self, texts: Callable[[int], tuple[Any, ...]], conditions: Callable[[Any], Conditions]
     ) -> None:
         self._texts, self._conditions = texts, conditions
         self.step = 1
         """The step that is drawn now."""
 
-    def key(self) -> tuple[int, ...]:
+    def key(self) -> tuple[Any, ...]:
         """Tells steps apart that have other texts."""
         return self._texts(self.step)
 
@@ -83,9 +86,17 @@ def denoiser(
 
 
 def scripted(
-    backend: Backend, request: GenerateRequest, script: Script, schedule: Schedule
+    backend: Backend,
+    request: GenerateRequest,
+    script: Script,
+    schedule: Schedule,
+    live: Callable[[], BoolArray | None] = lambda: None,
 ) -> prediction.Denoiser:
-    """What draws a request whose texts change on the way, or are joined by AND; otherwise as `denoiser`."""
+    """What draws a request whose texts change on the way, or are joined by AND; otherwise as `denoiser`.
+
+    ``live`` says which of the B images are still wanted (B,), None for all: the network is not given the
+    others, whose estimate is 0.
+    """
     info = backend.info
     contract = request.sampling(info)
     weights = prompts.weights(info, request)
@@ -97,7 +108,14 @@ def scripted(
         times = np.broadcast_to(np.asarray(t, dtype=np.float32), (len(x),))
         if made[0] != script.key():
             made[:] = script.key(), _batches(info, request, script.conditions())
-        return backend.denoise(f32(x), f32(times), made[1][len(x)], request.student)
+        conditions: Conditions = made[1][len(x)]
+        wanted = live()
+        if wanted is None:
+            return backend.denoise(f32(x), f32(times), conditions, request.student)
+        kept = np.flatnonzero(np.tile(wanted, len(x) // len(wanted)))
+        output = np.zeros_like(x)
+        output[kept] = backend.denoise(f32(x[kept]), f32(times[kept]), conditions.rows(kept), request.student)
+        return output
 
     plain = prediction.adapt(model, schedule, contract.prediction_type)
     return _guided(plain, request, contract, schedule, rows, weights)

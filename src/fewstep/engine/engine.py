@@ -10,24 +10,19 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from fewstep.checkpoint import bundle
-from fewstep.diffusion import sampler
-from fewstep.diffusion.timesteps import truncate_for_strength
 from fewstep.engine import (
     adapters,
-    control,
     denoising,
+    drawing,
     embeddings,
     hires,
-    modes,
     pictures,
     prompts,
+    records,
     registry,
     starts,
     text,
@@ -35,29 +30,15 @@ from fewstep.engine import (
     variation,
 )
 from fewstep.engine.backends.base import Backend, FloatArray, ModelInfo, f32
-from fewstep.engine.request import GenerateRequest, GenerateResult, find_solver
+from fewstep.engine.drawing import Part
+from fewstep.engine.drawing import StepReport as StepReport
+from fewstep.engine.request import GenerateRequest, GenerateResult
 from fewstep.engine.tokens import Tokens
-from fewstep.errors import EngineError, NotFoundError, UsageError
+from fewstep.errors import NotFoundError, UsageError
 from fewstep.models.source import ModelSource
 
 BackendName = Literal["auto", "openvino", "torch", "fake"]
 BACKENDS: tuple[str, ...] = ("auto", "openvino", "torch", "fake")
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What ``on_step`` is told after every step."""
-
-    index: int
-    """Steps that are done in this request, less one: counts over all images, from 0."""
-    total: int
-    """Steps of the whole request."""
-    image: int
-    """First of the images that are being drawn, from 0."""
-    images: int
-    """How many are drawn together."""
-    x0: FloatArray
-    """Their denoised estimates (images, C, h, w), for previews; see `Engine.preview`."""
 
 
 class Engine:
@@ -103,10 +84,14 @@ class Engine:
         """What the model is, for `fewstep.engine.request.resolve`."""
         return dataclasses.replace(self.backend.info, **self._named) if self._named else self.backend.info
 
-    def prepare(self, request: GenerateRequest) -> None:
-        """Begin to load what a request needs, and return at once; `generate` does it too."""
-        rows = self._chunk(request)
-        sizes = {min(rows, request.n), request.n % rows or rows}
+    def prepare(self, request: GenerateRequest, images: int | None = None) -> None:
+        """Begin to load what a request needs, and return at once; `generate` does it too.
+
+        ``images`` is how many are drawn, where that is not the request's own number.
+        """
+        count = request.n if images is None else images
+        rows = self._chunk(request, count)
+        sizes = {min(rows, count), count % rows or rows}
         each = denoising.evaluations(self.info, request)
         batches = [each * size for size in sizes]
         if each == 2 and request.sampling(self.info).guidance_interval is not None:
@@ -143,14 +128,27 @@ class Engine:
             UsageError: the backend takes no adapters.
             EngineError: the model failed or gave values that are not finite.
         """
+        part = Part(request, on_step, cancelled)
+        self.draw([part])
+        return part.outcome()
+
+    def draw(self, parts: Sequence[Part]) -> None:
+        """Draw requests that are `fewstep.engine.batching.compatible` in the same batches.
+
+        Each part has ended afterwards, in its own way and as it would have alone. What fails in a call that
+        several share is raised, and those that have not ended then are as good as not begun.
+
+        Raises:
+            CheckpointError, UsageError: as `generate`.
+            EngineError: the model failed.
+        """
+        first = parts[0].request
         with self._lock:
-            said = self.backend.adapt(
-                adapters.applied(request.adapters, lenient=request.insist), request.student
-            )
+            said = self.backend.adapt(adapters.applied(first.adapters, lenient=first.insist), first.student)
             try:
-                return self._generate(request, on_step, cancelled, said)
+                self._draw(parts, said)
             finally:
-                if request.adapters:
+                if first.adapters:
                     self.backend.adapt(())
 
     def preview(self, x0: FloatArray) -> list[pictures.Image]:
@@ -162,53 +160,45 @@ class Engine:
         with self._lock:
             self.backend.close()
 
-    def _generate(
-        self,
-        request: GenerateRequest,
-        on_step: Callable[[StepReport], None] | None,
-        cancelled: Callable[[], bool] | None,
-        said: Sequence[str],
-    ) -> GenerateResult:
-        clock = _Clock()
-        self.prepare(request)
-        encoded, warnings = self._embed(request)
+    def _draw(self, parts: Sequence[Part], said: Sequence[str]) -> None:
+        clock = drawing.Clock()
+        first, count = parts[0].request, sum(part.request.n for part in parts)
+        self.prepare(first, count)
+        for part in parts:
+            with part.own():
+                part.encoded, part.warnings = self._embed(part.request)
         clock.lap("text")
-        coder = tiling.Autoencoder(self.backend, request.vae_tiling)
-        start = starts.make(coder, request)
-        for latents in (start.latents, start.concat):
-            _check_finite(latents, "the encoder", request)
+        coder = tiling.Autoencoder(self.backend, first.vae_tiling)
+        for part in parts:
+            with part.own():
+                part.start = starts.make(coder, part.request)
+                for latents in (part.start.latents, part.start.concat):
+                    drawing.check_finite(latents, "the encoder", part.request)
         clock.lap("encode")
-        images: list[pictures.Image] = []
-        rows = self._chunk(request)
-        for first in range(0, request.n, rows):
-            count = min(rows, request.n - first)
-            told = _Told(on_step, request, first, count)
-            drawn_latents = self._sample(request, encoded, start, told, cancelled)
-            if request.hires is not None:
-                large = hires.enlarged(coder, drawn_latents, request.hires, self.info.downscale, cancelled)
-                told.begin_second()
-                again = starts.Start(latents=large)
-                drawn_latents = self._sample(hires.second_request(request), encoded, again, told, cancelled)
-            clock.lap("denoise")
-            pixels = coder.decode(drawn_latents)
-            _check_finite(pixels, "the decoder", request)
-            images += [start.finish(pictures.to_image(picture)) for picture in pixels]
-            clock.lap("decode")
-        warnings = [*request.warnings, *said, *warnings, *start.warnings]
+        for pieces in drawing.batches(parts, self._chunk(first, count)):
+            drawing.draw(self.backend, self.info, coder, pieces, clock)
+            for part in {id(piece.part): piece.part for piece in pieces}.values():
+                if part.open and len(part.images) == part.request.n:
+                    part.end(self._result(part, said, clock))
+
+    def _result(self, part: Part, said: Sequence[str], clock: drawing.Clock) -> GenerateResult:
+        request = part.request
+        warnings = [*request.warnings, *said, *part.warnings, *part.start.warnings]
+        described = self.backend.describe(request.student)
         return GenerateResult(
-            images=images,
+            images=part.images,
             seeds=variation.seeds(request),
-            record=self._record(request, warnings),
-            timings=clock.finish(),
+            record=records.drawn(self.info, described, request, warnings),
+            timings=clock.read(),
             warnings=warnings,
         )
 
-    def _chunk(self, request: GenerateRequest) -> int:
+    def _chunk(self, request: GenerateRequest, count: int) -> int:
         if request.deterministic:
             return 1
         # Many prompts joined by AND make many rows of one image.
         most = self.backend.rows * 3 // max(denoising.evaluations(self.info, request), 3)
-        return max(1, min(most, request.n))
+        return max(1, min(most, count))
 
     def _tokenizers(self) -> tuple[Tokens, ...]:
         if self._tokens is None:
@@ -220,108 +210,8 @@ class Engine:
         passes = [request] if request.hires is None else [request, hires.second_request(request)]
         learned = embeddings.load(request.embeddings)
         encoded, warnings = prompts.encode(self.backend, self._tokenizers(), passes, learned)
-        _check_finite(encoded.conditions.tokens, "the text encoder", request)
+        drawing.check_finite(encoded.conditions.tokens, "the text encoder", request)
         return encoded, warnings
-
-    def _sample(
-        self,
-        request: GenerateRequest,
-        encoded: prompts.Encoded,
-        start: starts.Start,
-        told: _Told,
-        cancelled: Callable[[], bool] | None,
-    ) -> FloatArray:
-        first, count = told.first, told.count
-        contract = request.sampling(self.info)
-        self.backend.control(control.fitted(request.control, request, start))
-        solver = find_solver(contract, request.solver, request.eta)
-        schedule = contract.make_schedule()
-        own = solver.schedule(schedule)
-        grid = contract.grid(request.num_inference_steps, solver.name)
-        if start.latents is not None:
-            grid = truncate_for_strength(grid, request.strength, at_least_one=True)
-        down = self.info.downscale
-        shape = (self.info.latent_channels, request.height // down, request.width // down)
-        eps = variation.batch_noise(request, first, count, shape, down)
-        script = denoising.Script(
-            encoded.schedule(self.info, request),
-            lambda row: encoded.text(row).repeat(count).with_concat(start.concat),
-        )
-        denoise = denoising.scripted(self.backend, request, script, own)
-        scale = contract.first_noise(float(grid[0]), solver.name)
-        seeds = variation.seeds(request)[first : first + count]
-        x = start.first(eps, grid, own, scale, request.strength, seeds)
-        adjust = None
-        if start.cells is not None:
-            adjust = starts.keep_known(start, eps, own, float(grid[-1]))
-            denoise = starts.with_known(denoise, adjust, float(grid[0]))
-
-        def report(step: sampler.StepInfo) -> None:
-            _check_finite(step.x, f"step {step.index + 1} of {step.total}", request)
-            script.step = step.index + 2  # steps of prompts are counted from 1, and this one is done
-            told.step(step)
-
-        return f32(
-            sampler.sample(
-                denoise,
-                x,
-                grid,
-                solver,
-                schedule=schedule,
-                noise=variation.step_noise(request, first, count, shape),
-                on_step=report,
-                cancelled=cancelled,
-                adjust=adjust,
-            )
-        )
-
-    def _record(self, request: GenerateRequest, warnings: list[str]) -> dict[str, Any]:
-        image = request.init_image is not None
-        task = modes.task(request)
-        drawn_by: dict[str, Any] = {}
-        if request.student is not None:
-            student = self.info.student(request.student)
-            facts = {"name": student.name, "method": student.contract.method, "hash": student.hash}
-            drawn_by = {"student": facts}
-        further: dict[str, Any] = {}
-        if request.clip_skip:
-            further["clip_skip"] = request.clip_skip
-        if self.info.inputs == "instruct":
-            further["image_guidance_scale"] = request.image_guidance_scale
-        if request.emphasis != "original":
-            further["emphasis"] = request.emphasis
-        further |= modes.record(request)
-        further |= adapters.record(request.adapters)
-        further |= embeddings.record(request.embeddings)
-        if request.insist and request.contract is not None:
-            further["insist"] = True
-        if request.spacing is not None:
-            further["spacing"] = request.spacing
-        if self.info.parts:
-            further["parts"] = {part: dict(own) for part, own in self.info.parts.items()}
-        return {
-            "task": task,
-            "model": self.info.name,
-            "model_hash": self.info.hash,
-            **drawn_by,
-            "licence": self.info.licence,
-            "engine": dict(self.backend.describe(request.student)),
-            "prompt": request.prompt,
-            "negative_prompt": request.negative_prompt,
-            "num_inference_steps": request.num_inference_steps,
-            "guidance_scale": request.guidance_scale,
-            "guidance_rescale": request.guidance_rescale,
-            **further,
-            "solver": request.solver,
-            "eta": request.eta,
-            "seed": request.seed,
-            "n": request.n,
-            "width": request.width,
-            "height": request.height,
-            "strength": request.strength if image else None,
-            "deterministic": request.deterministic,
-            "warnings": list(warnings),
-        }
 
 
 def open_backend(
@@ -377,56 +267,3 @@ def _locate(
     raise NotFoundError(
         f"{base}: no bundle.json or model_index.json here; give a model's folder or its .safetensors file"
     )
-
-
-class _Told:
-    """Counts the steps of the images that are drawn together, over both passes, and tells of each."""
-
-    def __init__(
-        self, on_step: Callable[[StepReport], None] | None, request: GenerateRequest, first: int, count: int
-    ) -> None:
-        self.first, self.count = first, count
-        self._on_step, self._request = on_step, request
-        self._before = 0
-        self._own = 0
-
-    def begin_second(self) -> None:
-        """What comes now is the second pass."""
-        self._before = self._own
-
-    def step(self, step: sampler.StepInfo) -> None:
-        """One step of one pass is done."""
-        if self._before == 0:
-            self._own = step.total
-        if self._on_step is None:
-            return
-        second = self._request.hires
-        each = self._own + (0 if second is None else second.runs)
-        done = self.first * each + (self._before + step.index) * self.count + self.count - 1
-        x0 = step.x if step.x0 is None else step.x0
-        self._on_step(StepReport(done, self._request.n * each, self.first, self.count, f32(x0)))
-
-
-def _check_finite(values: FloatArray | None, where: str, request: GenerateRequest) -> None:
-    if values is not None and not np.isfinite(values).all():
-        raise EngineError(
-            f"{where} gave values that are not finite, so there is no picture (seed {request.seed}, "
-            f"guidance {request.guidance_scale:g}, solver {request.solver}); try the model's own settings, "
-            "and export the model again if that fails too"
-        )
-
-
-class _Clock:
-    """Seconds per stage; a stage that comes again adds up."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
-        self._last = now
-
-    def finish(self) -> dict[str, float]:
-        return {**self._seconds, "total": time.perf_counter() - self._start}

@@ -159,6 +159,8 @@ class WorkQueue(Generic[Order, Result]):
             self._again = [at for at in self._again if at > now]
             for _ in range(due):
                 self._start()
+            if due:
+                self._changed.notify_all()
         for task in late:
             self._expire(task)
 
