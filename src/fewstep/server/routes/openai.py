@@ -177,7 +177,7 @@ async def _stream(
                 yield _event(await asyncio.to_thread(answers.completed, wish, await waiting, task))
             except Exception as error:
                 yield _event({"type": "error", **_problem(request, error)})
-            yield ServerSentEvent("[DONE]")
+            yield ServerSentEvent("[DONE]", sep="\n")
         finally:
             waiting.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -199,7 +199,7 @@ def _problem(request: Request, error: Exception) -> dict[str, Any]:
 
 
 def _event(told: dict[str, Any]) -> ServerSentEvent:
-    return ServerSentEvent(_json(told), event=told["type"])
+    return ServerSentEvent(_json(told), event=told["type"], sep="\n")
 
 
 def _json(value: Any) -> str:
