@@ -54,6 +54,7 @@ CODES: Final[Mapping[type[BaseException], str]] = {
     errors.WrongHost: "wrong_host",
     errors.TooLarge: "too_large",
     errors.Cancelled: "cancelled",
+    errors.ConflictError: "conflict",
 }
 """Exceptions and their codes; an error with an attribute ``code`` says its own."""
 

@@ -57,7 +57,7 @@ def add_routes(app: FastAPI, keyring: Keyring) -> None:
         return page(request.scope)
 
     async def enter(request: Request) -> Response:
-        fields = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=10)
+        fields = parse_qs((await request.body()).decode("utf-8", "replace"))
         name = keyring.match(fields.get("key", [""])[0].strip().encode("utf-8"))
         if name is None:
             return page(request.scope, status=401, note="This key is not known.")

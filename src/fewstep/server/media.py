@@ -30,7 +30,7 @@ MEDIA_TYPES: Final[Mapping[Kind, str]] = {"png": "image/png", "jpeg": "image/jpe
 
 _MAX_SCANS: Final = 100
 """Of a JPEG: encoders make about ten, and each is a pass over all pixels, however short it is."""
-_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}:(?://|\\)")
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,30}:(?://|\\)")
 _DATA_URI: Final = re.compile(
     r"data:image/[a-z0-9.+-]{1,40}(?:;[a-z0-9=.-]{1,40}){0,4};base64,", re.IGNORECASE
 )

@@ -42,7 +42,6 @@ MAX_REDIRECTS: Final = 3
 _HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,252})", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)\.?", re.IGNORECASE)
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-_COMPATIBLE: Final = ipaddress.ip_network("::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -104,7 +103,15 @@ def is_public(address: str) -> bool:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return all(_is_public(one) for one in (parsed, *_inside(parsed)))
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return _is_public(parsed.ipv4_mapped)
+        if parsed in _NAT64:  # what an IPv6-only network's resolver makes of an IPv4 address
+            return _is_public(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF))
+        tunnelled = [parsed.sixtofour, *(parsed.teredo or ())]
+        if not all(_is_public(one) for one in tunnelled if one is not None):
+            return False
+    return _is_public(parsed)
 
 
 def addresses(host: str, port: int) -> list[str]:
@@ -201,7 +208,7 @@ def _body(response: http.client.HTTPResponse, what: str, limits: Limits) -> byte
         data += part
         if len(data) > limits.max_body:
             raise too_large
-    if response.length:
+    if response.length or not data:
         raise DataError(f"{what}: the URL's host broke off; try again")
     return bytes(data)
 
@@ -271,7 +278,7 @@ class _TimedSocket:
         return io.BufferedReader(_TimedReader(self._stream, self._deadline))
 
     def close(self) -> None:
-        self._stream.close()
+        """Nothing: `http.client` closes before the body is read where no other request may follow."""
 
 
 class _TimedReader(io.RawIOBase):
@@ -305,13 +312,3 @@ def _is_public(address: Address) -> bool:
         and not address.is_unspecified
         and not (isinstance(address, ipaddress.IPv6Address) and address.is_site_local)
     )
-
-
-def _inside(address: Address) -> list[Address]:
-    """IPv4 addresses that a packet to an IPv6 address may end at."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return []
-    found: list[Address | None] = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if address in _NAT64 or address in _COMPATIBLE:
-        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return [one for one in found if one is not None]

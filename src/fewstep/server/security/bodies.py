@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -28,17 +29,17 @@ _IN_A_THREAD: Final = 1 << 18
 _UTF8: Final = re.compile(r'charset="?utf-?8"?', re.IGNORECASE)
 
 
-class Breach:
-    """Why a body was refused while it was read: by then the application's own error may hide it."""
+@dataclass(slots=True)
+class Arrival:
+    """How far a request's body is."""
 
-    __slots__ = ("error",)
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
+    complete: bool = True
+    error: Exception | None = None
+    """Why it was refused while it was read: by then the application's own error may hide that."""
 
 
 async def admit(
-    scope: Scope, receive: Receive, limits: Limits, breach: Breach, multipart: Sequence[str] = MULTIPART
+    scope: Scope, receive: Receive, limits: Limits, arrival: Arrival, multipart: Sequence[str] = MULTIPART
 ) -> Receive:
     """Check a request's body, and return what the application reads it from.
 
@@ -54,11 +55,13 @@ async def admit(
     limit = MAX_FORM if path in FORMS else limits.max_body
     length = _length(scope)
     if length is not None and length > limit:
+        arrival.complete = False
         raise _too_large(limit)
     if not length and not header_values(scope, b"transfer-encoding"):
         return receive
+    arrival.complete = False
     deadline = asyncio.get_running_loop().time() + limits.body_seconds
-    limited = _limited(receive, limit, deadline, limits.body_seconds, breach)
+    limited = _limited(receive, limit, deadline, limits.body_seconds, arrival)
     kind = _kind(scope)
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         return await _checked(limited, receive)
@@ -69,30 +72,27 @@ async def admit(
     raise HTTPException(415, "the body must be JSON, with Content-Type: application/json")
 
 
-def _limited(receive: Receive, limit: int, deadline: float, seconds: float, breach: Breach) -> Receive:
+def _limited(receive: Receive, limit: int, deadline: float, seconds: float, arrival: Arrival) -> Receive:
     count = 0
-    ended = False
 
     async def limited() -> Message:
-        nonlocal count, ended
-        if ended:
+        nonlocal count
+        if arrival.complete:
             return await receive()
         try:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError:
-            breach.error = HTTPException(
+            arrival.error = HTTPException(
                 408, f"the body was not complete within {seconds:g} seconds; send it faster"
             )
-            raise breach.error from None
+            raise arrival.error from None
         if message["type"] == "http.request":
             count += len(message.get("body", b""))
-            ended = not message.get("more_body", False)
+            arrival.complete = not message.get("more_body", False)
             if count > limit:
-                breach.error = _too_large(limit)
-                raise breach.error
-        else:
-            ended = True
+                arrival.error = _too_large(limit)
+                raise arrival.error
         return message
 
     return limited

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -66,25 +67,25 @@ class Guard:
             return
         who = caller.Caller(request_id=headers.request_id(scope), redact=self._redactor)
         caller.attach(scope, who)
-        answer = _Answer(scope, receive, headers.with_headers(scope, send, self._pages))
+        send = headers.with_headers(scope, send, self._pages)
+        answer = _Answer(scope, receive, send, bodies.Arrival(complete=not _has_body(scope)))
         try:
             self._origins.check(scope)
         except Exception as error:
             await answer.refuse(error)
             return
-        await self._inner(scope, receive, answer.send)
+        await self._inner(scope, receive, send)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        breach = bodies.Breach()
-        answer = _Answer(scope, receive, send, breach)
+        arrival = bodies.Arrival(complete=not _has_body(scope))
+        answer = _Answer(scope, receive, send, arrival)
         try:
             self._check_key(scope)
             if scope["type"] == "http":
-                receive = await bodies.admit(scope, receive, self._limits, breach, self._multipart)
-            answer.admitted = True
+                receive = await bodies.admit(scope, receive, self._limits, arrival, self._multipart)
             await self._app(scope, receive, answer.send)
         except Exception as error:
-            error = breach.error or error
+            error = arrival.error or error
             if isinstance(faults.unwrapped(error), ClientDisconnect):
                 return
             await answer.refuse(error)
@@ -102,25 +103,24 @@ class Guard:
 class _Answer:
     """A ``send`` that knows how far the answer is, so that a refusal can take its place until it begins."""
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, breach: bodies.Breach | None = None
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, arrival: bodies.Arrival) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._breach = breach
+        self._arrival = arrival
         self._begun = False
         self._replaced = False
-        self.admitted = False
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
-        if kind == "http.response.start" and self._breach is not None and self._breach.error is not None:
+        if kind == "http.response.start" and self._arrival.error is not None:
             # The application met the exception of `bodies` and made something of its own of it.
             self._replaced = True
-            await self.refuse(self._breach.error)
+            await self.refuse(self._arrival.error)
         if self._replaced:
             return
+        if kind == "http.response.start":
+            self._hang_up(MutableHeaders(scope=message))
         if kind in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
             self._begun = True
         elif kind == "websocket.close":
@@ -148,8 +148,15 @@ class _Answer:
             if isinstance(error, Unauthorized) and caller.header_values(scope, b"sec-fetch-mode"):
                 # A script of a page asked: no box for a user's name and password on top of the page.
                 response.headers["WWW-Authenticate"] = 'Bearer realm="fewstep"'
-        if not self.admitted or (self._breach is not None and self._breach.error is not None):
-            # The rest of the body is not read.
-            if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
-                response.headers["Connection"] = "close"
+        self._hang_up(response.headers)
         await response(scope, self._receive, self._send)
+
+    def _hang_up(self, headers: MutableHeaders) -> None:
+        """Close the connection after the answer, where the rest of the body would come in between."""
+        if self._scope["type"] == "http" and not self._arrival.complete:
+            headers["Connection"] = "close"
+
+
+def _has_body(scope: Scope) -> bool:
+    lengths = caller.header_values(scope, b"content-length")
+    return lengths not in ([], ["0"]) or bool(caller.header_values(scope, b"transfer-encoding"))

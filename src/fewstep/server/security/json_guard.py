@@ -16,7 +16,7 @@ from typing import Final
 from fewstep.errors import UsageError
 
 MAX_DEPTH: Final = 64
-MAX_ITEMS: Final = 20_000
+MAX_ITEMS: Final = 10_000
 """Keys and values of the whole text."""
 MAX_DIGITS: Final = 100
 """Characters of a number."""
@@ -24,7 +24,7 @@ MAX_KEY: Final = 1_024
 """Bytes of a key."""
 _MAX_PLAIN: Final = 1 << 20
 """Bytes that do not stand in strings."""
-_MAX_QUOTES: Final = 200_000
+_MAX_QUOTES: Final = 100_000
 """Quotes within strings, each of which takes a step."""
 
 _MARKS: Final = re.compile(rb"[\[\]{},:]")
@@ -73,7 +73,7 @@ def check_json(data: bytes) -> None:
 
 
 def _structure(part: bytes, keys: list[set[bytes] | None], items: int) -> int:
-    """Follow the brackets between two strings, look at the numbers there, and return how many items are known."""
+    """Follow the brackets between two strings and look at the numbers there; return the count of items."""
     if not part or part in (b",", b":", b", ", b": "):
         return items + 1
     for match in _MARKS.finditer(part):

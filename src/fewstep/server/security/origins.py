@@ -14,16 +14,21 @@ from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
-from fewstep.errors import Forbidden, WrongHost
+from fewstep.errors import Forbidden, UsageError, WrongHost
 from fewstep.server.caller import header_values
 from fewstep.server.settings import ServerSettings, is_loopback
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
+_PAGE: Final = re.compile(r"https?://[^/\s*@?#]+")
 
 
 class Origins:
-    """Names and pages that a server's settings allow."""
+    """Names and pages that a server's settings allow.
+
+    Raises:
+        UsageError: a page that is not one site.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self._hosts = {name.lower().rstrip(".") for name in settings.allowed_hosts}
@@ -32,6 +37,9 @@ class Origins:
         self._addresses = not is_loopback(settings.host)
         self._own = settings.host.strip("[]").lower()
         self.pages = tuple(_normal(origin) for origin in settings.origins)
+        for page in self.pages:
+            if _PAGE.fullmatch(page) is None:  # also `*` and `null`, which would be everybody's
+                raise UsageError(f"origin {page}: name one site, as https://example.org")
 
     def check(self, scope: Scope) -> None:
         """Refuse a request for another host's name, or from a page that may not send it.
