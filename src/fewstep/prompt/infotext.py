@@ -91,7 +91,8 @@ def from_record(record: Mapping[str, Any]) -> str:
     Args:
         record: needs ``prompt``, ``num_inference_steps``, ``solver``, ``guidance_scale``, ``seed``,
             ``width``, ``height``, ``model``, ``model_hash`` and ``fewstep`` (our version); may have
-            ``negative_prompt``, ``spacing``, ``student`` ({name, method, hash}), ``strength``, ``guidance_rescale``,
+            ``negative_prompt``, ``spacing``, ``student`` ({name, method, hash}), ``strength``,
+            ``guidance_rescale``,
             ``eta``, ``init_image_hash``, ``upscale`` ({name, scale or to}), ``emphasis``, ``template``,
             ``negative_template``, ``adapters`` and ``embeddings`` (of {name, hash}), and what
             `infotext_modes` reads.

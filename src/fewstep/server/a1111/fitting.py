@@ -72,7 +72,7 @@ def fitted(info: ModelInfo, asked: Asked) -> Fitted:
         NotFoundError: the model has no student of that name.
         UsageError: an unknown solver.
     """
-    given = {
+    given: dict[str, Any] = {
         "num_inference_steps": asked.num_inference_steps, "guidance_scale": asked.guidance_scale,
         "solver": _of_schedule(info, asked.solver), "spacing": asked.spacing,
     }  # fmt: skip
