@@ -37,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "distill": "Turn a teacher of many steps into a student of few.",
     "export": "Turn a pipeline folder into a runtime bundle that needs no PyTorch.",
     "evaluate": "Measure models on prompts, and lay them side by side.",
+    "history": "List, search and export what a server drew, and rebuild its database.",
 }
 """Every subcommand ``x`` lives in ``fewstep.cli.x`` as the function ``command``; value: its one-line help."""
 

@@ -43,11 +43,11 @@ def test_beginnings_of_words_in_all_that_a_picture_says(history: History) -> Non
     chinese = add(history, "一个红苹果，水彩").id
     for text, found in {
         "red": [fox], "RED wat": [fox], "ed": [], "fox red": [fox], "red wolf": [], "lora": [fox],
-        "cafe": [apple], "CAFÉ": [apple], "blur": [apple], "sdxl": [apple], "1.0": [apple, fox], "base": [apple],
+        "cafe": [apple], "CAFÉ": [apple], "blur": [apple], "sdxl": [apple], "1.0": [apple, fox],
         "inkw": [apple], "ink": [apple, fox], "light 4": [apple], "苹果": [chinese], "红苹": [chinese],
-        "苹": [chinese], "果苹": [], "红 水彩": [chinese], "": [chinese, apple, fox], 
+        "苹": [chinese], "果苹": [], "红 水彩": [chinese], "": [chinese, apple, fox],
         "  ": [chinese, apple, fox],
-        "...": [], "emoji": [chinese, fox],
+        "base": [apple], "...": [], "emoji": [chinese, fox],
     }.items():  # fmt: skip
         assert listed(history, text=text) == found, text
 
