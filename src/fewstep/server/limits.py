@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fewstep.engine import upscale as upscaling
 from fewstep.engine.request import GenerateRequest, resolve
+from fewstep.engine.upscaling import catalogue
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def checked(info: ModelInfo, order: Order, limits: Limits) -> GenerateRequest:
 
     Raises:
         UsageError: more than the server takes, or a setting that `fewstep.engine.request.resolve` refuses.
+        DependencyError: an upscaler that is not installed.
         NotFoundError, CheckpointError: as there.
     """
     settings = order.settings
@@ -41,6 +44,7 @@ def checked(info: ModelInfo, order: Order, limits: Limits) -> GenerateRequest:
     if len(request.adapters) > limits.max_adapters:
         raise UsageError(f"{len(request.adapters)} adapters: this server takes at most {limits.max_adapters}")
     _check_output(request, order, limits)
+    _check_upscaler(order)
     return request
 
 
@@ -68,3 +72,12 @@ def _check_output(request: GenerateRequest, order: Order, limits: Limits) -> Non
         raise UsageError(
             f"a picture of {pixels} pixels: this server makes at most {limits.max_output}; ask for less"
         )
+
+
+def _check_upscaler(order: Order) -> None:
+    if order.upscale is None or order.upscale.name == "none":
+        return
+    if order.upscale.width is None:
+        upscaling.check_name(order.upscale.name)
+    else:
+        catalogue.resolve(order.upscale.name)
