@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import SecretStr
 
 from fewstep.server.openai import links
@@ -45,6 +47,27 @@ def test_a_token_is_for_one_path_one_hour_one_key() -> None:
         (PATH, token, NOW, ServerSettings()),
     ):
         assert links.verify(server, path, given, now=when) is None
+
+
+def request(path: str, query: str, method: str = "GET", kind: str = "http") -> dict[str, Any]:
+    return {"type": kind, "method": method, "path": path, "query_string": query.encode()}
+
+
+def test_only_reading_of_pictures_is_let_in() -> None:
+    own = settings(ann="secret-of-ann")
+    other = "/api/v1/jobs/0123"
+    good, elsewhere = (links.sign(own, path, "ann", now=NOW) for path in (PATH, other))
+    for scope, path, owner in (
+        (request(PATH, f"token={good}"), PATH, "ann"),
+        (request(PATH, f"download=1&token={good}", "HEAD"), PATH, "ann"),
+        (request(PATH, f"token={good}", "DELETE"), PATH, None),
+        (request(PATH, f"token={good}", kind="websocket"), PATH, None),
+        (request(PATH, f"token={good}&token={good}"), PATH, None),
+        (request(PATH, f"token={good}&x={'y' * 2000}"), PATH, None),
+        (request(PATH, ""), PATH, None),
+        (request(other, f"token={elsewhere}"), other, None),
+    ):
+        assert links.owner_of(own, scope, path, now=NOW) == owner
 
 
 def test_nonsense_is_no_token() -> None:

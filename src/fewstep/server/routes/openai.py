@@ -136,9 +136,12 @@ async def _answer(
     if wish.stream:
         return await _stream(request, services, wish, found, task, work)
     pictures = await flights.answer(found, work.pictures, lambda: drawing.gone(request))
-    urls = [_url(request, services, found.owner, one) for one in pictures.ids] if wish.as_url else None
-    body = await asyncio.to_thread(_json, answers.images(wish, pictures, urls))
-    return Response(body, media_type="application/json")
+
+    def body() -> str:
+        urls = [_url(request, services, found.owner, one) for one in pictures.ids] if wish.as_url else None
+        return _json(answers.images(wish, pictures, urls))
+
+    return Response(await asyncio.to_thread(body), media_type="application/json")
 
 
 async def _stream(
@@ -215,6 +218,6 @@ def _model(entry: Any) -> dict[str, Any]:
 
 
 def _url(request: Request, services: Services, owner: str, image: str) -> str:
-    path = f"/api/v1/images/{image}/file"
+    path = f"{links.PREFIX}{image}/file"
     token = links.sign(services.settings, path, owner)
     return f"{str(request.base_url).rstrip('/')}{path}" + (f"?{links.PARAMETER}={token}" if token else "")
