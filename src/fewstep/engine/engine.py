@@ -49,6 +49,8 @@ class Engine:
             from, or None for the default model.
         backend: ``auto`` takes OpenVINO for a bundle and torch for a pipeline folder; or a backend object.
         threads: inference threads; None is the backend's own choice, every core.
+        rows: images in one call of the denoiser; None is the backend's own choice. Servers that draw several
+            orders together (`fewstep.engine.batching`) want more than one.
         catalogue: the adapters that requests may name; None is those of the usual folders.
         learned: the embeddings that prompts may name; None is those of the usual folders.
 
@@ -65,12 +67,13 @@ class Engine:
         backend: Backend | str = "auto",
         *,
         threads: int | None = None,
+        rows: int | None = None,
         catalogue: adapters.Catalogue | None = None,
         learned: embeddings.EmbeddingCatalogue | None = None,
     ) -> None:
         started = time.perf_counter()
         self.backend: Backend = (
-            open_backend(model, backend, threads=threads) if isinstance(backend, str) else backend
+            open_backend(model, backend, threads=threads, rows=rows) if isinstance(backend, str) else backend
         )
         self._tokens: tuple[Tokens, ...] | None = None
         # What requests may name, where that is not what lies in the usual folders.
@@ -219,16 +222,19 @@ def open_backend(
     name: str = "auto",
     *,
     threads: int | None = None,
+    rows: int | None = None,
 ) -> Backend:
     """The backend that runs a model; see `Engine`."""
     if name not in BACKENDS:
         raise UsageError(f"engine {name!r} is not known: give one of {', '.join(BACKENDS)}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}: give 1 or more")
+    if rows is not None and rows < 1:
+        raise UsageError(f"rows is {rows}: give 1 or more")
     if name == "fake":
         from fewstep.engine.backends.fake import FakeBackend
 
-        return FakeBackend()
+        return FakeBackend() if rows is None else FakeBackend(rows=rows)
     source, kind = _locate(model, name)
     folder = source.base
     if kind == "bundle" and (source.denoiser or source.vae):
@@ -243,10 +249,12 @@ def open_backend(
     if kind == "bundle":
         from fewstep.engine.backends.openvino import OpenVINOBackend
 
-        return OpenVINOBackend(bundle.open_bundle(folder), threads=threads)
+        return OpenVINOBackend(bundle.open_bundle(folder), threads=threads, rows=rows or 1)
     from fewstep.engine.backends.torch import TorchBackend
 
-    return TorchBackend(source, threads=threads)
+    opened = TorchBackend(source, threads=threads)
+    opened.rows = rows or opened.rows
+    return opened
 
 
 def _locate(
