@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fewstep.errors import NotFoundError, OutputError, UsageError
+from fewstep.errors import NotFoundError, NotReady, OutputError, UsageError
 from fewstep.prompt import infotext
 from fewstep.server import drawing, media
 from fewstep.server.openai import results
@@ -107,7 +107,7 @@ class Work:
 
     async def _known(self, job_id: str, counts: Mapping[str, int]) -> Pictures:
         """A job that has ended: its pictures from the history, or once more where it came to nothing."""
-        from fewstep.server.jobstore import AGAIN
+        from fewstep.server.jobstore import AGAIN, UNFINISHED
 
         services, owner = self._services, self._ticket.owner
         row = await asyncio.to_thread(services.jobs.get, job_id, owner)
@@ -117,6 +117,8 @@ class Work:
             self.taken.set()
             drawn = await finish(pending)
             return await asyncio.to_thread(results.finish, self._wish, drawn, **counts)
+        if row.state in UNFINISHED:
+            raise NotReady("the request with this idempotency key is being drawn elsewhere: ask again later")
         result = row.result or {}
         ids: list[str] = list(result.get("images") or [])
         if not ids:
