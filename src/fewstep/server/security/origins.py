@@ -52,7 +52,7 @@ class Origins:
         if len(hosts) != 1 or not self.allows_host(hosts[0]):
             raise WrongHost(
                 "the Host of this request is not a name of this server; use localhost, or start the server "
-                "with --allowed-host NAME"
+                "with --allow-host NAME"
             )
         # A preflight asks for the request that would follow it.
         asks = scope["type"] == "http" and header_values(scope, b"access-control-request-method")
@@ -63,8 +63,8 @@ class Origins:
             return
         if len(origins) != 1 or not self.allows_origin(origins[0], hosts[0]):
             raise Forbidden(
-                "a web page of another site may not send this request; start the server with --origin to "
-                "allow a page"
+                "a web page of another site may not send this request; start the server with "
+                "--allow-origin to allow a page"
             )
 
     def allows_host(self, host: str) -> bool:
