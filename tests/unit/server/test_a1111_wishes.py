@@ -338,3 +338,50 @@ def test_a_pasted_text_of_masks():
     body, _ = pasted.filled(Img2Img(infotext=text, init_images=["x"]))
     assert (body.mask_blur, body.inpaint_full_res, body.inpainting_fill) == (7, True, 2)
     assert body.init_images == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"steps": 10**9, "sampler_name": "Euler", "scheduler": "sgm_uniform"}, "at most 150"),
+        ({"seed_resize_from_w": 16384, "seed_resize_from_h": 16, "width": 16, "height": 16}, "at most 64x64"),
+        ({"enable_hr": True, "hr_scale": 16, "width": 1024, "height": 1024}, "at most 16777216 pixels"),
+        ({"width": 16384, "height": 16}, "times as long as wide"),
+        ({"override_settings": {"CLIP_stop_at_last_layers": float("inf")}}, "from 1 to 12"),
+    ],
+)  # fmt: skip
+def test_h12_numbers_beyond_all_bounds_are_refused_before_anything_is_made(given, words):
+    with pytest.raises(UsageError, match=words):
+        text({"prompt": "a", **given}, at(**given.get("override_settings", {})))
+
+
+def test_h12_a_tiny_strength_of_a_second_pass_runs_one_step():
+    given = {"prompt": "a", "enable_hr": True, "denoising_strength": 1e-300, "steps": 2, **SMALL}
+    assert text(given)[2].hires.runs == 1
+
+
+@pytest.mark.parametrize("mode", range(4))
+def test_h12_long_and_narrow_pictures_are_not_blown_up(mode, monkeypatch):
+    largest = []
+    own = img2img.pictures.resized
+
+    def watched(array, width, height, *more):
+        largest.append(width * height)
+        return own(array, width, height, *more)
+
+    monkeypatch.setattr(img2img.pictures, "resized", watched)
+    image({"init_images": [png(grey(16, 30_000))], "resize_mode": mode})
+    assert max(largest) <= 64 * 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": None}, {"cfg_scale": float("nan")}, {"cfg_scale": -1}, {"steps": 0}, {"width": 0},
+        {"denoising_strength": -1}, {"denoising_strength": 2}, {"seed": 2**64}, {"batch_size": 0},
+        {"subseed_strength": 1.5}, {"styles": "sketch"}, {"seed": "many"}, {"alwayson_scripts": []},
+    ],
+)  # fmt: skip
+def test_h12_values_of_another_kind_or_out_of_range_are_refused(change):
+    with pytest.raises(ValidationError):
+        Txt2Img(**change)

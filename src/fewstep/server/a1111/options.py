@@ -38,10 +38,9 @@ class Option:
 
 def _whole(low: int, high: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= high or value != int(value):
             raise UsageError(f"option {name} is {value!r:.60}: give a whole number from {low} to {high}")
-        if not low <= value <= high:
-            raise UsageError(f"option {name} is {value}: give a whole number from {low} to {high}")
         return int(value)
 
     return check

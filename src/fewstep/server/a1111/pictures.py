@@ -29,12 +29,16 @@ def shaped(image: Pixels, mode: int, width: int, height: int) -> Pixels:
     tall, wide = image.shape[:2]
     if mode in (STRETCH, LATENT) or wide * height == width * tall:
         return resized(image, width, height)
-    across, down = width / wide, height / tall
-    factor = max(across, down) if mode == CROP else min(across, down)
-    inner = resized(image, max(round(wide * factor), 1), max(round(tall * factor), 1))
     if mode == CROP:
-        top, left = max(inner.shape[0] - height, 0) // 2, max(inner.shape[1] - width, 0) // 2
-        inner = np.ascontiguousarray(inner[top : top + height, left : left + width])
+        # Cut before it is resized: of a picture that is a thousand times as long as wide little is left.
+        down, across = (
+            min(round(wide * height / width), tall) or 1,
+            min(round(tall * width / height), wide) or 1,
+        )
+        top, left = (tall - down) // 2, (wide - across) // 2
+        return resized(np.ascontiguousarray(image[top : top + down, left : left + across]), width, height)
+    factor = min(width / wide, height / tall)
+    inner = resized(image, max(round(wide * factor), 1), max(round(tall * factor), 1))
     return _grown(inner, width, height)
 
 

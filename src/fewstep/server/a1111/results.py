@@ -8,6 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+from starlette.responses import Response
+
 from fewstep import __version__
 from fewstep.server import media
 from fewstep.server.a1111 import names
@@ -49,6 +52,11 @@ def answer(
         ]
     said = _info(wish, drawn, info, options, interrupted=interrupted)
     return Pictures(images=images, parameters=_echo(wish, drawn, info), info=json.dumps(said))
+
+
+def as_json(answer: BaseModel) -> Response:
+    """An answer with pictures, made where it does not hold up the event loop."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def encoded(data: bytes) -> str:

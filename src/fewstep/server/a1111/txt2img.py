@@ -78,7 +78,7 @@ def _two_passes(
     if at.info.sampling(base.settings.get("student")).allowed_steps is None:
         # The WebUI counts the steps that are run, fewstep those of the whole grid.
         runs = body.hr_second_pass_steps or base.settings.get("num_inference_steps")
-        steps = None if runs is None else math.ceil(runs / strength - 1e-9)
+        steps = None if runs is None else math.ceil(runs / max(strength, 0.01) - 1e-9)
     second = Hires(size=sizes.second, steps=steps, strength=strength, upscaler=between)
     return sizes.first, {"hires": second}, sizes.upscale
 

@@ -83,6 +83,8 @@ def common(body: Generation, at: Setting) -> Common:
             f"batch_size {body.batch_size} x n_iter {body.n_iter} is {images} pictures: this server takes at "
             f"most {at.limits.max_images} in a request"
         )
+    if body.steps is not None and body.steps > at.limits.max_steps:
+        raise UsageError(f"steps is {body.steps}: this server takes at most {at.limits.max_steps}")
     prompt, negative = styling.apply(
         body.prompt, body.negative_prompt, styling.find(at.styles, body.styles or ())
     )
@@ -119,12 +121,21 @@ def by_lot(seed: int | None) -> int:
 
 
 def seed_size(body: Generation, drawn: tuple[int, int], info: ModelInfo) -> dict[str, Any]:
-    """The setting of ``seed_resize_from``, in the size that is drawn; empty where it is not asked for."""
+    """The setting of ``seed_resize_from``, in the size that is drawn; empty where it is not asked for.
+
+    Raises:
+        UsageError: larger than what the model draws.
+    """
     width, height = body.seed_resize_from_w or 0, body.seed_resize_from_h or 0
     if width <= 0 or height <= 0:
         return {}
     down = info.downscale
     scaled = (width * drawn[0] / body.width, height * drawn[1] / body.height)
+    if max(scaled) > info.max_size:
+        most = (info.max_size * body.width // drawn[0], info.max_size * body.height // drawn[1])
+        raise UsageError(
+            f"seed_resize_from is {width}x{height}: {info.name} takes at most {most[0]}x{most[1]} here"
+        )
     wide, tall = (max(int(side) // down, 1) * down for side in scaled)
     return {"seed_resize": (wide, tall)}
 

@@ -215,7 +215,7 @@ class Memory(Answer):
     cuda: dict[str, Any]
 
 
-class Problem(Answer):
+class WebuiProblem(Answer):
     """What went wrong."""
 
     model_config = ConfigDict(

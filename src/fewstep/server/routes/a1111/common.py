@@ -7,8 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends
 
 from fewstep.server.a1111.desk import Desk, desk_of
-from fewstep.server.schemas.a1111_answers import Problem
-from fewstep.server.schemas.native import ErrorBody
+from fewstep.server.schemas.a1111_answers import WebuiProblem
 from fewstep.server.services import Services, services_of
 
 PREFIX = "/sdapi/v1"
@@ -23,10 +22,15 @@ _TEXTS = {
     503: "not ready", 504: "too late", 507: "the disk is full",
 }  # fmt: skip
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text} for status, text in _TEXTS.items()
-}
-INTERNAL: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text} for status, text in _TEXTS.items()
-}
+
+def _refers(name: str) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    return {status: {"description": text, "content": content} for status, text in _TEXTS.items()}
+
+
+# By reference: a model for each status of each route would take a third of a second to build at every start.
+ERRORS = _refers("WebuiProblem")
+"""Of all routes but one, which is `DECLARED`."""
+DECLARED: dict[int | str, dict[str, Any]] = {422: {"model": WebuiProblem, "description": _TEXTS[422]}}
+INTERNAL = _refers("ErrorBody")
 """Of ``/internal``, whose errors have the form of our own API."""
