@@ -10,7 +10,6 @@ as one that never was. Calls wait for the disk: make them in a thread, not in an
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from fewstep.server import history_trash as trashing
 from fewstep.server.database import Database
 from fewstep.server.history_rows import Kept
 from fewstep.server.history_search import Search, cursor, statement
+from fewstep.server.ids import is_id, new_id
 from fewstep.server.tables import ImageRow, TagRow
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class History:
             NotReady: the database does not answer; nothing is left of the file.
         """
         created = round(self._clock(), 6)
-        image_id = secrets.token_hex(16)
+        image_id = new_id()
         known = {
             "id": image_id,
             "created": created,
@@ -313,8 +313,10 @@ class History:
         Raises:
             NotFoundError: this owner has none with this id.
         """
-        query = self._select(image_id)
-        image: ImageRow | None = session.exec(query.with_for_update() if change else query).first()
+        image: ImageRow | None = None
+        if is_id(image_id):
+            query = self._select(image_id)
+            image = session.exec(query.with_for_update() if change else query).first()
         if image is None or (owner is not None and image.owner != owner):
             raise NotFoundError("there is no such picture; list the pictures to see which there are")
         return image

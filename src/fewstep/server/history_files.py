@@ -25,6 +25,7 @@ from typing import Any
 from fewstep.checkpoint import atomic
 from fewstep.errors import DataError, FewstepError, OutputError
 from fewstep.prompt import containers
+from fewstep.server.ids import is_id
 
 TRASH = ".trash"
 THUMBS = ".thumbs"
@@ -33,7 +34,6 @@ THUMB_SIDE = 256
 KEY = "history"
 """Entry of the record with what the history knows: id, created, owner, client, job_id, parent, timings."""
 
-_ID = re.compile(r"[0-9a-f]{32}")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _READERS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 _MAX_PIXELS = 1 << 28
@@ -65,11 +65,6 @@ class Found:
     record: dict[str, Any]
     marks: Marks
     id: str = field(default="")
-
-
-def is_id(value: str) -> bool:
-    """Whether a text may be the id of a picture; every other text is refused before any path is made."""
-    return _ID.fullmatch(value) is not None
 
 
 def day_of(created: float) -> str:

@@ -10,7 +10,8 @@ from sqlmodel import Session, col, delete, select
 
 from fewstep.server import history_files as files
 from fewstep.server.history_search import searchable
-from fewstep.server.tables import ImageRow, TagRow
+from fewstep.server.ids import is_id
+from fewstep.server.tables import ImageRow, TagRow, storable
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 _MAX_NAME = 255
@@ -152,11 +153,8 @@ def kept(session: Session, rows: Sequence[ImageRow]) -> list[Kept]:
 
 
 def _text(value: object) -> str:
-    """A text that every database takes: without null characters and halves of surrogate pairs."""
-    if not isinstance(value, str):
-        return ""
-    return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    return storable(value) if isinstance(value, str) else ""
 
 
 def _id(value: object) -> str | None:
-    return value if isinstance(value, str) and files.is_id(value) else None
+    return value if isinstance(value, str) and is_id(value) else None

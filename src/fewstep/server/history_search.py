@@ -21,7 +21,7 @@ from sqlmodel import col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from fewstep.errors import UsageError
-from fewstep.server.tables import ImageRow, TagRow
+from fewstep.server.tables import ImageRow, TagRow, storable
 
 MAX_LIMIT = 1000
 MAX_TEXT = 1000
@@ -118,14 +118,14 @@ def statement(search: Search, *, full_text: bool) -> SelectOfScalar[ImageRow]:
         (ImageRow.client, search.client),
     ):
         if value is not None:
-            query = query.where(col(column) == value)
+            query = query.where(col(column) == (storable(value) if isinstance(value, str) else value))
     if search.since is not None:
         query = query.where(col(ImageRow.created) >= search.since)
     if search.until is not None:
         query = query.where(col(ImageRow.created) < search.until)
     if search.tag is not None:
         query = query.where(
-            exists().where(col(TagRow.image) == col(ImageRow.number), col(TagRow.tag) == search.tag)
+            exists().where(col(TagRow.image) == col(ImageRow.number), col(TagRow.tag) == storable(search.tag))
         )
     for condition in _matching(search.text, full_text):
         query = query.where(condition)

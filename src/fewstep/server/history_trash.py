@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from sqlmodel import col, select
 from fewstep.errors import NotFoundError, OutputError
 from fewstep.server import history_files as files
 from fewstep.server import history_rows as rows
+from fewstep.server.ids import is_id, new_id
 from fewstep.server.tables import ImageRow
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def throw_away(history: History, ids: Sequence[str], owner: str | None, *, now: 
         NotFoundError: this owner has not all of them.
         OutputError: a file cannot be moved; all are where they were.
     """
-    token, now = secrets.token_hex(16), round(now, 6)
+    token, now = new_id(), round(now, 6)
     moved: list[tuple[Path, str, files.Marks]] = []
     try:
         with history.database.writing() as session:
@@ -63,7 +63,7 @@ def undo(history: History, token: str, owner: str | None) -> list[str]:
     if owner is not None:
         query = query.where(ImageRow.owner == owner)
     with history.database.reading() as session:
-        ids = [*session.exec(query)]
+        ids = [*session.exec(query)] if is_id(token) else []
     if not ids:
         raise NotFoundError("there is no such deletion, or it cannot be undone any more")
     restore(history, ids, owner)

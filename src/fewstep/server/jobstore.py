@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
@@ -21,8 +20,9 @@ from sqlmodel import col, delete, select, update
 
 from fewstep.errors import ConflictError, NotFoundError, UsageError
 from fewstep.server.database import Database
+from fewstep.server.ids import is_id, new_id
 from fewstep.server.presence import Presence
-from fewstep.server.tables import JobRow, ServerRow
+from fewstep.server.tables import JobRow, ServerRow, storable
 
 UNFINISHED: Final = frozenset({"queued", "running"})
 STATES: Final = frozenset({"done", "failed", "cancelled", "expired", "cut_off"}) | UNFINISHED
@@ -98,7 +98,7 @@ class JobStore:
             if (known := self.find_idempotent(owner, idempotency_key, fingerprint, kind=kind)) is not None:
                 return known, False
         job = JobRow(
-            id=secrets.token_hex(16),
+            id=new_id(),
             owner=owner,
             kind=kind,
             client=client,
@@ -168,11 +168,13 @@ class JobStore:
         """
         if state not in STATES - {"queued"}:
             raise UsageError(f"state is {state!r}: give one of {', '.join(sorted(STATES - {'queued'}))}")
+        if not is_id(job_id):
+            raise _unknown()
         now = self._clock()
         before = {"queued"} if state == "running" else UNFINISHED
         if state == "done":
             before = before | {"cut_off"}
-        values: dict[str, Any] = {"state": state, "error": error}
+        values: dict[str, Any] = {"state": state, "error": None if error is None else storable(error)}
         if state == "running":
             values["started"] = now
         else:
@@ -194,6 +196,8 @@ class JobStore:
         Raises:
             NotFoundError: there is none with this id, or it is another owner's.
         """
+        if not is_id(job_id):
+            raise _unknown()
         with self._database.reading() as session:
             job = session.get(JobRow, job_id)
         if job is None or (owner is not None and job.owner != owner):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import platform
-import secrets
 from collections.abc import Callable
 from typing import Final
 
 import psutil
 from sqlmodel import Session, col, delete, select, update
 
+from fewstep.server.ids import new_id
 from fewstep.server.tables import ServerRow
 
 LAPSE: Final = 90.0
@@ -34,7 +34,7 @@ class Presence:
             clock: seconds since 1970.
             host: name of this machine; that of the system when left out.
         """
-        self.id = secrets.token_hex(16)
+        self.id = new_id()
         """Names this server, until it signs off."""
         self._clock = clock
         self._host = host or platform.node() or "localhost"

@@ -16,6 +16,11 @@ from sqlmodel import Field, SQLModel
 _Number = BigInteger().with_variant(Integer(), "sqlite")
 
 
+def storable(value: str) -> str:
+    """Return a text as every database takes it: without null characters and halves of surrogate pairs."""
+    return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
 class VersionRow(SQLModel, table=True):
     """One row: the version of all tables."""
 

@@ -93,7 +93,7 @@ def test_h16_ids_do_not_repeat_for_the_same_prompt(history: History) -> None:
 def test_h18_what_is_anothers_is_as_unknown_as_nothing(history: History) -> None:
     mine, theirs = add(history, owner="anna"), add(history, owner="bert")
     token = history.trash([add(history, owner="bert").id], "bert")
-    for one in (theirs.id, "0" * 32, "../../secret", "' OR '1'='1", "%"):
+    for one in (theirs.id, "0" * 32, "../../secret", "' OR '1'='1", "%", "a\0b", "\ud800", "٣" * 32):
         calls: list[Callable[[], object]] = [
             lambda one=one: history.get(one, "anna"),  # type: ignore[misc]
             lambda one=one: history.path(one, "anna"),  # type: ignore[misc]
@@ -108,8 +108,9 @@ def test_h18_what_is_anothers_is_as_unknown_as_nothing(history: History) -> None
         for call in calls:
             with pytest.raises(NotFoundError, match=r"^there is no such picture"):
                 call()
-    with pytest.raises(NotFoundError, match="no such deletion"):
-        history.undo(token, "anna")
+    for bad in (token, "a\0b", "\ud800"):
+        with pytest.raises(NotFoundError, match="no such deletion"):
+            history.undo(bad, "anna")
     assert listed(history, "anna") == [mine.id]
     assert listed(history, "anna", text="apple") == [mine.id]
     assert listed(history, "bert") == [theirs.id]

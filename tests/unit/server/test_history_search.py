@@ -142,6 +142,8 @@ def test_filters(history: History) -> None:
     assert listed(history, until=second.created) == [first.id]
     assert listed(history, since=first.created, until=second.created, text="apple", model="m2") == []
     assert listed(history, model="m'; --") == [] == listed(history, tag="%")
+    for bad in ("a\0b", "\ud800"):
+        assert listed(history, model=bad) == [] == listed(history, tag=bad) == listed(history, client=bad)
 
 
 def test_what_no_search_can_be(history: History) -> None:

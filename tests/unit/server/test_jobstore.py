@@ -68,18 +68,19 @@ def test_a_job_goes_from_queued_to_done(store: JobStore) -> None:
 @pytest.mark.parametrize("last", ["done", "failed", "cancelled", "expired"])
 def test_what_is_finished_stays(store: JobStore, last: str) -> None:
     job_id = add(store)
-    assert store.set_state(job_id, last, error="why")
+    assert store.set_state(job_id, last, error="wh\0y \ud800")
     for state in ("running", "done", "failed", "cancelled", "cut_off"):
         assert not store.set_state(job_id, state)
-    assert (store.get(job_id, None).state, store.get(job_id, None).error) == (last, "why")
+    assert (store.get(job_id, None).state, store.get(job_id, None).error) == (last, "why ?")
 
 
 def test_states_and_ids_that_are_none(store: JobStore) -> None:
     with pytest.raises(UsageError, match="give one of cancelled, cut_off, done, expired, failed, running"):
         store.set_state(add(store), "finished")
-    for call in (lambda: store.set_state("0" * 32, "done"), lambda: store.get("' OR 1=1 --", None)):
-        with pytest.raises(NotFoundError):
-            call()
+    for job_id in ("0" * 32, "' OR 1=1 --", "a\0b", "\ud800"):
+        for call in (store.set_state, store.get):
+            with pytest.raises(NotFoundError):
+                call(job_id, "done")
 
 
 def test_h18_another_owners_job_is_as_unknown_as_none(store: JobStore) -> None:
