@@ -170,10 +170,10 @@ def test_equal_wishes_are_drawn_once(server: Served, screen: Screen) -> None:
         ('{"id": 4, "prompt": "red", "guidance_scale": NaN}', "unclear", "guidance_scale"),
         ('{"id": 4, "prompt": "red", "model": "other"}', "not_found", None),
         ('{"id": 4, "prompt": "red", "student": "none such"}', "not_found", None),
-        ('{"id": 4, "prompt": "red", "width": 65, "height": 64}', "usage", None),
-        ('{"id": 4, "prompt": "red", "image": "no base64!"}', "data", None),
-        ('{"id": 4, "prompt": "red", "image": "http://example.org/a.png"}', "usage", None),
-        ('{"type": "resume", "token": "unknown"}', "usage", "token"),
+        ('{"id": 4, "prompt": "red", "width": 65, "height": 64}', "invalid_value", None),
+        ('{"id": 4, "prompt": "red", "image": "no base64!"}', "invalid_data", None),
+        ('{"id": 4, "prompt": "red", "image": "http://example.org/a.png"}', "invalid_value", None),
+        ('{"type": "resume", "token": "unknown"}', "invalid_value", "token"),
         (b"\x00", "unclear", None),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_wish_that_failed_may_be_sent_again(
     with monkeypatch.context() as patch:
         patch.setattr(server.backend, "_poison_after", server.backend.calls)
         screen.say(id=1, prompt="red", final=False)
-        assert screen.next()["error"]["code"] == "engine"
+        assert screen.next()["error"]["code"] == "engine_failed"
     screen.say(id=2, prompt="red", final=False)
     assert screen.next()["type"] == "frame"
 

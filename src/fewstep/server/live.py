@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fewstep.errors import FewstepError, QueueFull, UsageError
-from fewstep.server import steps
+from fewstep.errors import EngineError, FewstepError, QueueFull, UsageError
+from fewstep.server import faults, steps
 from fewstep.server.orders import Drawn, Order
 from fewstep.server.schemas.live import Draw, Id
 
@@ -164,6 +164,10 @@ class Session:
                     await send(problem(error, want.id), None)
                 if await self._replaced(max(error.retry_after, 0.05)):
                     return None
+            except FewstepError:
+                raise
+            except Exception as error:  # the generator has logged it
+                raise EngineError("the picture could not be drawn; the server's log says why") from error
         raise QueueFull(f"the queue was full {_RETRIES} times: send the wish again later")
 
     async def _unless_replaced(self, work: Coroutine[Any, Any, T]) -> T | None:
@@ -302,16 +306,10 @@ def orders(draw: Draw, info: ModelInfo, pictures: dict[str, Image], *, owner: st
 
 def problem(error: FewstepError, id: Id | None, field: str | None = None) -> dict[str, Any]:
     """An error as a message."""
-    told: dict[str, Any] = {"code": code(error), "message": str(error), "field": field}
+    told: dict[str, Any] = {"code": faults.fault_of(error).code, "message": str(error), "field": field}
     if isinstance(error, QueueFull):
         told["retry_after"] = error.retry_after
     return {"type": "error", "id": id, "error": told}
-
-
-def code(error: FewstepError) -> str:
-    """A word for the kind of an error: ``queue_full`` of `QueueFull`."""
-    name = type(error).__name__.removesuffix("Error")
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
 def _left(session: Session) -> float:

@@ -138,6 +138,22 @@ def test_a_full_queue_is_asked_again_until_the_wish_is_replaced(monkeypatch: pyt
     asyncio.run(run())
 
 
+def test_a_bug_of_the_drawing_is_told_and_the_session_goes_on() -> None:
+    async def run() -> None:
+        desk = Desk()
+        desk.errors = [ZeroDivisionError("in the middle of it")]
+        session = Session(desk.studio())
+        running = asyncio.ensure_future(session.run(desk.send))
+        session.want(wish())
+        await desk.until(lambda: desk.sent)
+        assert "middle" not in desk.sent[0]["error"]["message"]
+        session.want(wish(prompt="blue"))
+        await desk.until(lambda: desk.sent[-1].get("final"))
+        running.cancel()
+
+    asyncio.run(run())
+
+
 def test_a_wish_that_failed_is_tried_again_when_it_is_sent_again() -> None:
     async def run() -> None:
         desk = Desk()
@@ -146,7 +162,7 @@ def test_a_wish_that_failed_is_tried_again_when_it_is_sent_again() -> None:
         running = asyncio.ensure_future(session.run(desk.send))
         session.want(wish())
         await desk.until(lambda: desk.sent)
-        assert desk.sent[0]["error"]["code"] == "engine"
+        assert desk.sent[0]["error"]["code"] == "engine_failed"
         assert session.want(wish()) is None
         await desk.until(lambda: desk.sent[-1].get("final"))
         running.cancel()

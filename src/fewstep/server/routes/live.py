@@ -111,6 +111,10 @@ class _Connection:
 
     async def _send(self, header: dict[str, Any], data: bytes | None) -> None:
         """A message and the picture that belongs to it, with nothing between them."""
+        if "error" in header:
+            # No paths and no secrets, as in the answers of routes.
+            redacted = caller.of(self._socket).redact(header["error"]["message"])
+            header = header | {"error": header["error"] | {"message": redacted}}
         async with self._sending, asyncio.timeout(SLOW):
             await self._socket.send_text(json.dumps(header, ensure_ascii=False, separators=(",", ":")))
             if data is not None:

@@ -103,6 +103,8 @@ _KINDS: dict[str, TypeAdapter[Any]] = {
 class Unclear(UsageError):
     """A message that is none; what can be told of it."""
 
+    code = "unclear"
+
     def __init__(self, message: str, *, id: str | int | None = None, field: str | None = None) -> None:
         super().__init__(message)
         self.id = id
