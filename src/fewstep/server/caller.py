@@ -8,7 +8,7 @@ from typing import Any, Final
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from fewstep.server.redaction import Redactor
+from fewstep.server.redaction import Redactor, plain
 
 _KEY: Final = "fewstep.caller"
 
@@ -20,7 +20,7 @@ class Caller:
     request_id: str
     owner: str = ""
     """Name of the key that was used; empty without keys, and before the key was checked."""
-    redact: Redactor = field(default_factory=Redactor)
+    redact: Redactor = field(default_factory=plain)
 
 
 def attach(scope: Scope, caller: Caller) -> None:

@@ -34,7 +34,6 @@ _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,30}:(?://|\\)")
 _DATA_URI: Final = re.compile(
     r"data:image/[a-z0-9.+-]{1,40}(?:;[a-z0-9=.-]{1,40}){0,4};base64,", re.IGNORECASE
 )
-_WHITE: Final = re.compile(r"\s+")
 
 
 def decode_image(data: bytes, *, what: str, limits: Limits, mask: bool | Mask = False) -> Pixels:
@@ -135,7 +134,7 @@ def text_bytes(
             return urls.fetch(text, what, limits)
         return fetch(text, what, limits)
     header = _DATA_URI.match(text)
-    body = _WHITE.sub("", text[header.end() :] if header else text)
+    body = "".join((text[header.end() :] if header else text).split())
     if len(body) // 4 * 3 > limits.max_body + 2:
         raise TooLarge(f"{what}: more than {limits.max_body:,} bytes; give a smaller file")
     if not body:

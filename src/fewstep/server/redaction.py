@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 import sys
 import tempfile
@@ -34,13 +36,11 @@ class Redactor:
 
     def __init__(self, settings: ServerSettings | None = None) -> None:
         secrets: list[str] = []
-        folders = [
-            Path.home(),
-            Path.cwd(),
-            Path(tempfile.gettempdir()),
-            Path(sys.prefix),
-            Path(sys.base_prefix),
-        ]
+        folders = [Path(sys.prefix), Path(sys.base_prefix)]
+        for find in (Path.home, Path.cwd, tempfile.gettempdir):
+            # A container's user may have no home, and a folder may be gone.
+            with contextlib.suppress(OSError, RuntimeError):
+                folders.append(Path(find()))
         if settings is not None:
             secrets += [key.secret.get_secret_value() for key in settings.keys]
             folders += [settings.data, *settings.models_dirs]
@@ -77,3 +77,9 @@ def _name(match: re.Match[str]) -> str:
     if path is None or _ROUTES.match(path):
         return match[0]
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+@functools.cache
+def plain() -> Redactor:
+    """A redactor that knows no settings."""
+    return Redactor()

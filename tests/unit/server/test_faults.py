@@ -212,6 +212,14 @@ def test_redaction_is_short_and_quick() -> None:
     assert len(Redactor()("/a" * 10**6)) <= 2_000
 
 
+def test_redaction_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", missing)
+    assert Redactor(SETTINGS)("/srv/My Pictures/few step/x.png") == "x.png"
+
+
 def test_secrets_leave_paths_in_the_log() -> None:
     trace = 'File "/a/b.py", line 3\n  raise ValueError("p@ss word/é")\n'
     assert Redactor(SETTINGS).secrets(trace) == 'File "/a/b.py", line 3\n  raise ValueError("***")\n'
