@@ -21,6 +21,7 @@ from fewstep.server.schemas.native import (
 )
 
 if TYPE_CHECKING:
+    from fewstep.server.childjob import ChildJob
     from fewstep.server.orders import Progress
     from fewstep.server.pending import Pending
     from fewstep.server.settings import ServerSettings
@@ -62,7 +63,7 @@ def order(body: GenerateBody, settings: ServerSettings, *, owner: str) -> Order:
     )  # fmt: skip
 
 
-def job_view(job: JobRow, pending: Pending | None, position: int | None) -> JobView:
+def job_view(job: JobRow, pending: Pending | ChildJob | None, position: int | None) -> JobView:
     """A job as the API shows it."""
     progress = None if pending is None else pending.progress
     return JobView(
@@ -76,7 +77,7 @@ def progress_view(progress: Progress) -> ProgressView:
     """How far a job is, without its preview."""
     return ProgressView(
         step=progress.step, total=progress.total, image=progress.image, images=progress.images,
-        seconds=round(progress.seconds, 4),
+        seconds=round(progress.seconds, 4), message=progress.message,
     )  # fmt: skip
 
 

@@ -67,6 +67,8 @@ class Progress:
     """How many the order has."""
     seconds: float
     """Since it began to run."""
+    message: str | None = None
+    """What long work says of itself."""
     preview: Callable[[], Image] | None = None
     """The denoised estimate of picture ``image`` as pixels; a decode, within the callback only."""
 

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fewstep.engine import registry
+from fewstep.engine.adapters import Catalogue
 from fewstep.engine.backends.base import ModelInfo
+from fewstep.engine.embeddings import EmbeddingCatalogue
 from fewstep.engine.engine import Engine
 from fewstep.errors import FewstepError, NotFoundError
 
@@ -29,6 +31,8 @@ class Pool:
         engine: name of the backend, see `fewstep.engine.engine.open_backend`.
         threads: of inference.
         folders: further folders of models.
+        loras: further folders of adapters.
+        embeddings: further folders of learnt words.
         opener: opens engines; for tests.
     """
 
@@ -39,12 +43,16 @@ class Pool:
         engine: str = "auto",
         threads: int | None = None,
         folders: Sequence[Path] = (),
+        loras: Sequence[Path] = (),
+        embeddings: Sequence[Path] = (),
         opener: Opener | None = None,
     ) -> None:
         self._default = default
         self._engine = engine
         self._threads = threads
         self._folders = tuple(folders)
+        self.adapters = Catalogue(loras)
+        self.learned = EmbeddingCatalogue(embeddings)
         self._opener = opener or self._open
         self._lock = threading.Lock()
         self._using = threading.Lock()
@@ -151,7 +159,9 @@ class Pool:
             there = ", ".join(entry.name for entry in self.models()) or "none"
             raise NotFoundError(f"model {name!r:.100}: not found; there are: {there}") from error
         try:
-            return Engine(entry, self._engine, threads=self._threads)
+            return Engine(
+                entry, self._engine, threads=self._threads, catalogue=self.adapters, learned=self.learned
+            )
         except FewstepError as error:
             # A message of the engine names folders; a client is told the model's name only.
             raise type(error)(str(error).replace(str(entry.folder), entry.name)) from error

@@ -13,7 +13,9 @@ from fewstep.server.metrics import Metrics
 from fewstep.server.pool import Opener, Pool
 
 if TYPE_CHECKING:
+    from fewstep.server.children import Children
     from fewstep.server.database import Database
+    from fewstep.server.datasets import Datasets
     from fewstep.server.generation import Generator
     from fewstep.server.history import History
     from fewstep.server.jobstore import JobStore
@@ -34,6 +36,8 @@ class Services:
     generator: Generator
     jobs: JobStore
     history: History
+    children: Children
+    datasets: Datasets
 
     def __init__(self, settings: ServerSettings, opener: Opener | None = None) -> None:
         self.settings = settings
@@ -56,7 +60,10 @@ class Services:
         Raises:
             FewstepError: why it cannot work; `failure` has the sentence from then on.
         """
+        from fewstep.server import childprocess, workplan
+        from fewstep.server.children import Children, runs_folder
         from fewstep.server.database import Database
+        from fewstep.server.datasets import Datasets
         from fewstep.server.generation import Generator
         from fewstep.server.history import History
         from fewstep.server.jobstore import JobStore
@@ -68,11 +75,19 @@ class Services:
             self.history = History(self._database, self.settings.outputs)
             pool = Pool(
                 self.settings.model, engine=self.settings.engine, threads=self.settings.threads,
-                folders=self.settings.models_dirs, opener=self._opener,
+                folders=(*self.settings.models_dirs, workplan.models_folder(self.settings)),
+                loras=(workplan.loras_folder(self.settings),),
+                embeddings=(workplan.embeddings_folder(self.settings),), opener=self._opener,
             )  # fmt: skip
             self.generator = Generator(
                 self.settings, pool, jobs=self.jobs, history=self.history, metrics=self.metrics
             )
+            self.datasets = Datasets(self.settings.data / "datasets", self.settings.limits)
+            self.children = Children(
+                self.settings, jobs=self.jobs, history=self.history, datasets=self.datasets
+            )
+            # Before their jobs are marked: one that is done again must find nobody in its folder.
+            childprocess.stop_orphans(runs_folder(self.settings))
             cut_off = self.jobs.recover()
             if cut_off:
                 _log.warning(
@@ -108,7 +123,9 @@ class Services:
         self.begin_drain()
         if not self._opened.is_set():
             return
+        self.children.begin_drain()  # they save meanwhile
         self.generator.drain(self.settings.grace)
+        self.children.close()
         self.generator.close()
         self.jobs.close()
         self._database.close()

@@ -14,6 +14,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from fewstep.errors import ConflictError
 from fewstep.server import media, native
+from fewstep.server.childjob import ChildJob
 from fewstep.server.jobstore import fingerprint
 from fewstep.server.orders import Order, Progress
 from fewstep.server.pending import KnownJob, Pending
@@ -27,6 +28,7 @@ from fewstep.server.schemas.native import (
     ModelList,
     ModelView,
 )
+from fewstep.server.schemas.work import BODIES, JobBody, WorkBody
 from fewstep.server.security import owner
 from fewstep.server.services import Services, services_of
 
@@ -42,9 +44,14 @@ router = APIRouter(prefix="/api/v1", responses=ERRORS)
 Given = Annotated[Services, Depends(services_of)]
 
 
-@router.post("/jobs", status_code=202, tags=["jobs"], summary="Order pictures")
-async def create(body: GenerateBody, request: Request, response: Response, services: Given) -> JobView:
-    """Answers at once; the job is on the disk by then. With an `Idempotency-Key` it may be sent again."""
+@router.post("/jobs", status_code=202, tags=["jobs"], summary="Order pictures, or long work")
+async def create(body: JobBody, request: Request, response: Response, services: Given) -> JobView:
+    """Answers at once; the job is on the disk by then. With an `Idempotency-Key` it may be sent again.
+
+    Without a `kind` it orders pictures.
+    """
+    if not isinstance(body, GenerateBody):
+        return await asyncio.to_thread(_work, body, request, response, services)
     order = await asyncio.to_thread(native.order, body, services.settings, owner=owner(request))
     if key := request.headers.get("Idempotency-Key"):
         order = _named(order, key, fingerprint(body.model_dump(mode="json")))
@@ -82,7 +89,7 @@ def job(job_id: str, request: Request, services: Given) -> JobView:
 def cancel(job_id: str, request: Request, services: Given) -> JobView:
     """Leaves the queue, or stops at the next step; a job that has ended stays as it is."""
     services.jobs.get(job_id, owner(request))
-    if (pending := services.generator.pending(job_id)) is not None:
+    if (pending := _pending(services, job_id)) is not None:
         pending.cancel()
     return _view(services, job_id, owner(request))
 
@@ -91,8 +98,11 @@ def cancel(job_id: str, request: Request, services: Given) -> JobView:
 def requeue(job_id: str, request: Request, services: Given) -> JobView:
     """For a job that was cut off, cancelled, too late, or failed."""
     job = services.jobs.get(job_id, owner(request))
-    if services.generator.pending(job_id) is not None:
+    if _pending(services, job_id) is not None:
         raise ConflictError("the job has not ended: cancel it first")
+    if job.kind in BODIES:
+        services.children.again(job)
+        return _view(services, job_id, owner(request))
     values = dict(job.order)
     services.jobs.requeue(job_id, owner(request))
     services.generator.again(job_id, values, job.owner)
@@ -154,22 +164,39 @@ def _named(order: Order, key: str, body: str) -> Order:
     return dataclasses.replace(order, idempotency_key=key, fingerprint=body)
 
 
+def _work(body: WorkBody, request: Request, response: Response, services: Services) -> JobView:
+    mine, key = owner(request), request.headers.get("Idempotency-Key")
+    job_id = services.children.submit(
+        body, owner=mine, idempotency_key=key or None,
+        fingerprint=fingerprint(body.model_dump(mode="json")) if key else None,
+    )  # fmt: skip
+    response.headers["Location"] = f"/api/v1/jobs/{job_id}"
+    return _view(services, job_id, mine)
+
+
+def _pending(services: Services, job_id: str) -> Pending | ChildJob | None:
+    return services.generator.pending(job_id) or services.children.pending(job_id)
+
+
 def _view(services: Services, job_id: str, mine: str) -> JobView:
     return _row(services, services.jobs.get(job_id, mine))
 
 
 def _row(services: Services, row: Any) -> JobView:
-    pending = services.generator.pending(row.id)
+    pending = _pending(services, row.id)
     position = None
     if pending is not None and row.state == "queued":
-        position = services.generator.queue.position(pending.task) or None
+        if isinstance(pending, ChildJob):
+            position = services.children.position(pending) or None
+        else:
+            position = services.generator.queue.position(pending.task) or None
     return native.job_view(row, pending, position)
 
 
 async def _events(
     services: Services, job_id: str, mine: str, *, preview: bool
 ) -> AsyncIterator[ServerSentEvent]:
-    pending = services.generator.pending(job_id)
+    pending = _pending(services, job_id)
     if pending is not None:
         async for progress in _steps(pending, preview=preview):
             yield ServerSentEvent(event="progress", data=json.dumps(progress))
@@ -177,7 +204,7 @@ async def _events(
     yield ServerSentEvent(event="end", data=view.model_dump_json())
 
 
-async def _steps(pending: Pending, *, preview: bool) -> AsyncIterator[dict[str, Any]]:
+async def _steps(pending: Pending | ChildJob, *, preview: bool) -> AsyncIterator[dict[str, Any]]:
     """The newest progress, whenever there is a newer one; a slow reader misses some, and slows nobody."""
     loop = asyncio.get_running_loop()
     newest: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from fewstep.server.caller import header_values
 from fewstep.server.security.json_guard import MalformedJson, check_json
 from fewstep.server.settings import Limits
 
-MULTIPART: Final = ("/v1/images/edits", "/v1/images/variations", "/api/v1/uploads")
+MULTIPART: Final = ("/v1/images/edits", "/v1/images/variations", "/api/v1/uploads", "/api/v1/datasets")
 """Paths, also those below them, that take files as forms and as pictures."""
 FORMS: Final = ("/login",)
 MAX_FORM: Final = 4_096

@@ -1,0 +1,180 @@
+"""What an order of long work means: which commands are run with which arguments, and what is left at the end.
+
+An order holds names. They are looked up here, and only folders and files that were found go into a command:
+a text of a caller is never part of a path. Options have values of a closed kind; what is free text (a
+trigger) is the value of one option, see `fewstep.cli.child`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fewstep.engine import registry
+from fewstep.errors import TooLarge, UsageError
+from fewstep.server import distilling, media
+from fewstep.server.schemas import work
+from fewstep.server.workplan import SUFFIX, Command, Find, Plan, Product, Run, given, setting
+
+if TYPE_CHECKING:
+    from fewstep.server.history import History
+    from fewstep.server.settings import Limits, ServerSettings
+
+
+def plan(
+    body: work.WorkBody,
+    run: Run,
+    *,
+    find: Find,
+    dataset: Callable[[str], Path],
+    threads: int | None = None,
+    resume: bool = False,
+) -> Plan:
+    """The commands of an order.
+
+    Args:
+        body: the order.
+        run: folder of its job.
+        find: looks up models.
+        dataset: looks up datasets of the caller.
+        threads: of orders that say nothing of them.
+        resume: go on with what is in the folder.
+
+    Raises:
+        NotFoundError: a name that is not known.
+        UsageError: something that cannot be done with what was found.
+    """
+    if isinstance(body, work.TrainBody):
+        return _train(body, run, find, dataset(body.dataset), threads, resume)
+    if isinstance(body, work.DistillBody):
+        if body.recipe is not None:
+            return distilling.by_recipe(body, run, body.recipe, threads, resume)
+        assert body.dataset is not None
+        return distilling.by_method(body, run, find, dataset(body.dataset), threads, resume)
+    if isinstance(body, work.ExportBody):
+        return _export(body, run, find)
+    if isinstance(body, work.EvaluateBody):
+        return _evaluate(body, run, find)
+    if isinstance(body, work.MergeBody):
+        return _merge(body, run, find)
+    return _upscale(body, run, threads)
+
+
+def _train(
+    body: work.TrainBody, run: Run, find: Find, pictures: Path, threads: int | None, resume: bool
+) -> Plan:
+    kinds: tuple[registry.Kind, ...] = ("pipeline", "checkpoint")
+    if body.what == "dreambooth" or body.student is not None:
+        kinds = ("pipeline",)  # what a single file becomes is a denoiser, and no model that draws by itself
+    model = find(body.model, kinds)
+    file = body.name if body.what == "dreambooth" else body.name + SUFFIX
+    options = [
+        ("model", str(model.folder)), ("run", str(run.work)), ("out", str(run.made / file)),
+        *given(trigger=body.trigger, minutes=body.minutes, images=body.images, rank=body.rank),
+        *setting("seed", body.seed), *setting("optimiser.learning_rate", body.learning_rate),
+        *setting("data.batch_size", body.batch_size), *setting("runtime.mixed_precision", body.precision),
+        *setting("runtime.threads", body.threads or threads), *setting("base.student", body.student),
+    ]  # fmt: skip
+    command = Command("train", tuple(options), ("resume",) if resume else (), (body.what, str(pictures)))
+    product: Product = "model"
+    if body.what != "dreambooth":
+        product = "lora" if body.what == "lora" else "embedding"
+    return Plan(commands=(command,), product=product, name=body.name, made=run.made / file, published=file)
+
+
+def _export(body: work.ExportBody, run: Run, find: Find) -> Plan:
+    pipeline = find(body.model, ("pipeline",))
+    names = [one.name for one in body.students]
+    if len(set(names)) < len(names):
+        raise UsageError("students: a name is given twice; give each student its own")
+    students = [("student", f"{one.name}={find(one.model, ('pipeline',)).folder}") for one in body.students]
+    options = (
+        ("out", str(run.made / body.name)), ("name", body.name), ("precision", body.precision), *students
+    )  # fmt: skip
+    return Plan(
+        commands=(Command("export", options, (), (str(pipeline.folder),)),), product="model", name=body.name,
+        made=run.made / body.name, published=body.name,
+    )  # fmt: skip
+
+
+def _evaluate(body: work.EvaluateBody, run: Run, find: Find) -> Plan:
+    kinds: tuple[registry.Kind, ...] = ("bundle", "pipeline", "checkpoint")
+    models = [find(name, kinds).name for name in body.models]
+    options = [
+        *(("prompts", name) for name in body.prompts),
+        *given(
+            n=body.n, steps=body.num_inference_steps, guidance=body.guidance_scale, solver=body.solver,
+            student=body.student, seed=body.seed, diversity=body.diversity, out=run.work,
+        ),
+        *given(**{"guidance-rescale": body.guidance_rescale}),
+    ]  # fmt: skip
+    flags = ("json", "compare") if body.compare else ("json",)
+    return Plan(commands=(Command("evaluate", tuple(options), flags, tuple(models)),), product="report")
+
+
+def _merge(body: work.MergeBody, run: Run, find: Find) -> Plan:
+    models = [find(name, ("checkpoint", "pipeline")) for name in body.models]
+    file = body.name + (SUFFIX if models[0].kind == "checkpoint" else "")
+    options = given(
+        mode=body.mode, ratio=body.ratio, blocks=body.blocks, dtype=body.dtype, out=run.made / file,
+        vae=None if body.vae is None else find(body.vae, ("checkpoint", "pipeline")).folder,
+    )  # fmt: skip
+    command = Command("merge", tuple(options), (), tuple(str(one.folder) for one in models))
+    return Plan(commands=(command,), product="model", name=body.name, made=run.made / file, published=file)
+
+
+def _upscale(body: work.EnlargeBody, run: Run, threads: int | None) -> Plan:
+    from fewstep.engine.upscaling import catalogue
+
+    size = None if body.width is None else f"{body.width}x{body.height}"
+    options = given(
+        upscaler=catalogue.resolve(body.upscaler), scale=body.scale, size=size,
+        threads=body.threads or threads, out=run.made, format="png",
+    )  # fmt: skip
+    flags = ("json", "overwrite") if body.crop else ("json", "overwrite", "no-crop")
+    return Plan(
+        commands=(Command("upscale", tuple(options), flags, (str(run.inputs),)),), product="pictures",
+        made=run.made,
+    )  # fmt: skip
+
+
+def check_size(body: work.EnlargeBody, width: int, height: int, limits: Limits) -> None:
+    """Refuse a picture that would become too large.
+
+    Raises:
+        TooLarge: says how large it may be.
+    """
+    pixels = width * height * (4.0 if body.scale is None else body.scale) ** 2
+    if body.width is not None and body.height is not None:
+        # without cropping one side may be larger
+        factor = max(body.width / width, body.height / height)
+        pixels = body.width * body.height if body.crop else width * height * factor**2
+    if pixels > limits.max_output:
+        raise TooLarge(
+            f"a picture of {width}x{height} would have {pixels:.0f} pixels: this server makes at most "
+            f"{limits.max_output}; ask for less"
+        )
+
+
+def pictures(body: work.WorkBody, owner: str, history: History, settings: ServerSettings) -> dict[str, bytes]:
+    """The files that an order enlarges, by the names that they get in the folder of its job.
+
+    Raises:
+        NotFoundError: a picture that this owner does not have.
+        UsageError, DataError: one that cannot be read.
+        TooLarge: one that is too large, or would become so.
+    """
+    if not isinstance(body, work.EnlargeBody):
+        return {}
+    files: dict[str, bytes] = {}
+    limits = settings.limits
+    if body.image is not None:
+        pixels = media.decode_text(body.image, what="image", limits=limits, allow_urls=settings.allow_urls)
+        check_size(body, pixels.shape[1], pixels.shape[0], limits)
+        files["image.png"] = media.encode(pixels, kind="png")
+    for image_id in body.images:
+        kept = history.get(image_id, owner)
+        check_size(body, kept.width, kept.height, limits)
+        files[image_id + history.path(image_id, owner).suffix] = history.open(image_id, owner)
+    return files
