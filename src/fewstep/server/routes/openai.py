@@ -55,7 +55,7 @@ _IMAGES: dict[int | str, dict[str, Any]] = {
     200: {
         "model": answers.ImagesAnswer,
         "description": "The pictures; with `stream` server-sent events",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": forms.EVENT}},
     }
 }
 

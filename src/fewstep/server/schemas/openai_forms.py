@@ -1,4 +1,4 @@
-"""Forms of the OpenAI Images API in the OpenAPI document: pydantic does not describe their files."""
+"""What pydantic does not describe of the OpenAI Images API in the OpenAPI document: files and events."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from pydantic import BaseModel
 _DESCRIPTIONS = {
     "image": "PNG, JPEG or WebP. Where it is transparent and there is no mask, it is drawn anew.",
     "mask": "PNG or WebP of the picture's size, transparent where it is drawn anew.",
+}
+
+EVENT: dict[str, Any] = {
+    "type": "object",
+    "description": "One event; its data is JSON of the type that it is named by, and at last [DONE].",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
 }
 
 
