@@ -1,11 +1,12 @@
 """A server under load: nothing lost, nothing twice, how fast, and how much of the engine's speed is left.
 
-A server of its own (`fewstep serve`, bundled model, native 128 px, a student's steps) is asked by CLIENTS at
-once for SECONDS, each order with a seed of its own; a client that is turned away waits as long as it is told.
-Meanwhile `/healthz` is asked every 50 ms. Then what the clients saw, the database and `/metrics` are compared,
-number by number. The bare engine draws the same orders in a process without a server, while the same clients ask
-a server for nothing (`/healthz`) as often as they asked before. Batches are compared with one by one in turns.
-Live mode: from a wish sent on the socket to its first frame, and what ten letters typed quickly cost.
+A server of its own (`fewstep serve`, bundled model, native 128 px, a student's steps) is asked by
+CLIENTS at once for SECONDS, each order with a seed of its own; a client that is turned away waits as
+long as it is told. Meanwhile `/healthz` is asked every 50 ms. Then what the clients saw, the database
+and `/metrics` are compared, number by number. The bare engine draws the same orders in a process without
+a server, while the same clients ask a server for nothing (`/healthz`) as often as they asked before.
+Batches are compared with one by one in turns. Live mode: from a wish sent on the socket to its first
+frame, and what ten letters typed quickly cost.
 
     python benchmarks/serving.py [--seconds 60] [--clients 64] [--parts load bare batch live start] [--quick]
 
