@@ -268,7 +268,7 @@ def test_forms_that_are_refused(
 
 @pytest.mark.parametrize("name", ["..", "a.b", "a b", "-a", "x" * 65, "%2e%2e%2fx"])
 def test_h05_names_of_datasets(ann: httpx.Client, name: str) -> None:
-    content = {"content": png(), "headers": {"Content-Type": "image/png"}}
+    content: dict[str, Any] = {"content": png(), "headers": {"Content-Type": "image/png"}}
     answer = ann.put(f"/api/v1/datasets/dog/pictures/{name.replace('..', '%2e%2e')}", **content)
     assert answer.status_code in (404, 405, 422)
     answer = ann.put(f"/api/v1/datasets/{name.replace('..', '%2e%2e')}/pictures/a", **content)
