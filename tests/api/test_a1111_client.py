@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from served import Served, serving, until
 
 from fewstep.engine.upscaling import catalogue
+from fewstep.errors import Cancelled
 from fewstep.server.settings import Key
 
 HTTP = httpx.Client(timeout=30)
@@ -461,3 +462,56 @@ def test_h18_callers_see_their_own_tasks_and_options(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError) as refused:
             webuiapi.WebUIApi(baseurl=base).txt2img(prompt="a dog")
         assert refused.value.args[0] == 401
+
+
+def test_o05_extras_stop_when_told_to_and_when_the_client_is_gone(
+    server: Served, api: webuiapi.WebUIApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    began, hold = threading.Event(), threading.Event()
+
+    def slow(image: Any, options: Any, *, cancelled: Any, **_: Any) -> Any:
+        began.set()
+        hold.wait(20)
+        until(cancelled)
+        ended.append("cancelled")
+        raise Cancelled("stopped by request")
+
+    monkeypatch.setattr("fewstep.server.a1111.enlarging.enlarge.extras", slow)
+    body = {"image": webuiapi.webuiapi.b64_img(grey()), "upscaler_1": "Lanczos"}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, server, "extra-single-image", **body)
+        until(began.is_set)
+        assert api.get_progress()["state"]["job"] == "extras"
+        api.interrupt()
+        hold.set()
+        assert waiting.result().status_code == 499
+    began.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/sdapi/v1/extra-single-image", json=body, timeout=0.5)
+    until(lambda: len(ended) == 2)
+
+
+def test_extras_that_cannot_be_are_refused(server: Served) -> None:
+    image = webuiapi.webuiapi.b64_img(grey())
+    for given, status, words in (
+        ({"upscaler_1": "SwinIR 4x"}, 404, "there are: None"),
+        ({"gfpgan_visibility": 1}, 422, "no face restorers"),
+        ({"upscaler_1": "Lanczos", "resize_mode": 1, "upscaling_resize_w": 9000, "upscaling_resize_h": 9000},
+         422, "at most"),
+        ({"image": "data:image/png;base64,AAAA"}, 422, "image"),
+        ({"image": "http://127.0.0.1:1/x.png"}, 422, "URLs are disabled"),
+        ({"upscaling_resize": 17}, 422, "16"),
+    ):  # fmt: skip
+        answer = post(server, "extra-single-image", **{"image": image, **given})
+        assert answer.status_code == status and words in answer.text
+    assert post(server, "extra-batch-images", imageList=[]).status_code == 422
+    many = [{"data": image, "name": str(index)} for index in range(17)]
+    assert "at most 16" in post(server, "extra-batch-images", imageList=many, upscaler_1="Lanczos").text
+
+
+def test_h17_answers_tell_no_path(server: Served) -> None:
+    data = str(server.services.settings.data)
+    for path in ("cmd-flags", "options", "sd-models", "memory", "upscalers", "prompt-styles"):
+        text = HTTP.get(f"{server.url}/sdapi/v1/{path}").text
+        assert data not in text and "/work" not in text and "site-packages" not in text
