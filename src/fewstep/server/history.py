@@ -139,13 +139,14 @@ class History:
             with self.database.writing() as session:
                 image = rows.row(found)
                 session.add(image)
+                session.flush()
+                kept = rows.kept(session, [image])[0]
         except BaseException:
             # A picture may be whole under its name and its folder not flushed.
             with contextlib.suppress(OutputError):
                 files.destroy(self.root, path)
             raise
-        with self.database.reading() as session:
-            return rows.kept(session, [image])[0]
+        return kept
 
     def get(self, image_id: str, owner: str | None) -> Kept:
         """Return a picture's facts, also of one in the trash.

@@ -51,6 +51,7 @@ class JobRow(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("owner", "idempotency_key", name="one_job_per_key"),
         Index("jobs_newest", "created", "id"),
+        Index("jobs_of_owner", "owner", "created", "id"),
     )
 
     id: str = Field(primary_key=True, max_length=32)
@@ -84,12 +85,16 @@ class ImageRow(SQLModel, table=True):
     """A picture of the history. Its file says all of this but ``words``, which are made from it."""
 
     __tablename__ = "images"
-    __table_args__ = (Index("images_newest", "created", "id"),)
+    # Not one of these on `trashed` alone: SQLite would take it, and sort nearly all rows for every page.
+    __table_args__ = (
+        Index("images_newest", "created", "id"),
+        Index("images_of_owner", "owner", "created", "id"),
+    )
 
     number: int | None = Field(default=None, sa_column=Column(_Number, primary_key=True, autoincrement=True))
     id: str = Field(max_length=32, unique=True, index=True)
     created: float = Field(sa_type=Double)
-    owner: str = Field(max_length=64, index=True)
+    owner: str = Field(max_length=64)
     client: str = Field(max_length=32)
     job_id: str | None = Field(default=None, max_length=32, index=True)
     parent: str | None = Field(default=None, max_length=32, index=True)
@@ -108,7 +113,7 @@ class ImageRow(SQLModel, table=True):
     record: dict[str, Any] = Field(sa_column=Column("record_json", JSON, nullable=False))
     """The whole record that the file carries."""
     favourite: bool = False
-    trashed: float | None = Field(default=None, sa_type=Double, index=True)
+    trashed: float | None = Field(default=None, sa_type=Double)
     """When it was thrown away; None for one that was not."""
     undo: str | None = Field(default=None, max_length=32, index=True)
     """Names the deletion that it went with."""
