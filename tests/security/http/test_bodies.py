@@ -143,6 +143,25 @@ def test_h11_json_that_is_bad(open_port: int, path: str, name: str) -> None:
     assert len(answer.content) < 2_000
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"[" * 65 + b"]" * 65, "64 levels"),
+        (b'{"a":' * 65 + b"1" + b"}" * 65, "64 levels"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": -Infinity}', "NaN"),
+        (b'{"a": 1e999}', "1e999 is too large"),
+        (b'{"a": -1E+309}', "too large"),
+        (b"1" * 101, "100 characters"),
+    ],
+)
+def test_h11_the_guard_itself_says_no(text: bytes, reason: str) -> None:
+    """Whatever a route's schema would have said."""
+    json.loads(text)
+    with pytest.raises(UsageError, match=reason):
+        check_json(text)
+
+
 def test_h11_the_server_still_works(open_port: int) -> None:
     body = {"prompt": "x" * 1_000_000, "steps": 3}
     answer = httpx.post(f"http://localhost:{open_port}/api/v1/jobs", json=body)
@@ -150,6 +169,8 @@ def test_h11_the_server_still_works(open_port: int) -> None:
 
 
 GOOD = [
+    b"[" * 64 + b"]" * 64,
+    b"1" * 100,
     b"{}",
     b"[]",
     b"1",
