@@ -198,6 +198,7 @@ def test_a_second_pass():
     _, order, request = text(given)
     second = request.hires
     assert (second.width, second.height, second.upscaler, second.strength) == (128, 128, "latent", 0.5)
+    assert second.scale == 2.0
     # As many steps run as in the first pass: the WebUI counts those.
     assert (second.num_inference_steps, second.runs, order.upscale) == (20, 10, None)
     assert text({**given, "hr_second_pass_steps": 3})[2].hires.runs == 3

@@ -11,6 +11,9 @@ from fewstep.server.a1111.wishes import Common, Setting, Wish, common, seed_size
 from fewstep.server.orders import Order, Upscale
 from fewstep.server.schemas.a1111 import Txt2Img
 
+_MAX_SCALE = 8.0
+"""Of a second pass that is asked for by its factor."""
+
 
 def wish(body: Txt2Img, at: Setting, *, model: str, save: bool) -> Wish:
     """The order of a request.
@@ -79,7 +82,14 @@ def _two_passes(
         # The WebUI counts the steps that are run, fewstep those of the whole grid.
         runs = body.hr_second_pass_steps or base.settings.get("num_inference_steps")
         steps = None if runs is None else math.ceil(runs / max(strength, 0.01) - 1e-9)
-    second = Hires(size=sizes.second, steps=steps, strength=strength, upscaler=between)
+    # By its factor where that is the same: infotexts say it then, as the WebUI's do.
+    step, scale = at.info.size_multiple, body.hr_scale
+    scaled = tuple(round(side * scale / step) * step for side in sizes.first)
+    by_factor = resize == (0, 0) and scaled == sizes.second and scale <= _MAX_SCALE
+    second = Hires(
+        scale=scale if by_factor else None, size=None if by_factor else sizes.second, steps=steps,
+        strength=strength, upscaler=between,
+    )  # fmt: skip
     return sizes.first, {"hires": second}, sizes.upscale
 
 
