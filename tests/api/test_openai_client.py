@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from served import Served, serving, until
 
 from fewstep.server.openai import flights
+from fewstep.server.pending import KnownJob
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,7 @@ def test_an_edit_has_the_size_of_its_picture(client: openai.OpenAI) -> None:
     assert answer.size == "100x100"
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 def test_a_variation_is_like_its_picture(client: openai.OpenAI) -> None:
     answer = client.images.create_variation(image=grey(), n=2, size="64x64", user="u")  # type: ignore[arg-type]
     assert answer.data is not None and len(answer.data) == 2
@@ -375,6 +377,23 @@ def test_a_key_of_a_job_that_came_to_nothing_is_drawn_again(server: Served, clie
                 waiting.result()
     answer = keyed(client, "lost")
     assert len(answer.data) == 1
+
+
+def test_a_key_that_another_process_draws_is_asked_for_later(
+    server: Served, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = server.services.jobs
+    row, _ = jobs.add({}, kind="generate", client="openai")
+
+    def submit(*_: Any) -> Any:
+        raise KnownJob(row.id)
+
+    monkeypatch.setattr(server.services.generator, "submit", submit)
+    with pytest.raises(openai.InternalServerError) as caught:
+        keyed(client, "elsewhere")
+    assert caught.value.status_code == 503
+    assert caught.value.response.headers["x-should-retry"] == "true"
+    jobs.set_state(row.id, "cancelled")
 
 
 def test_a_full_queue_is_asked_again_by_the_client(

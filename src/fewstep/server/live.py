@@ -136,7 +136,9 @@ class Session:
 
     async def _serve(self, want: _Want, send: Send) -> None:
         draw, owner = want.draw, self.owner
-        pictures = await asyncio.to_thread(self._pictures, draw)
+        pictures: dict[str, Image] = {}
+        if draw.image is not None or draw.mask is not None:
+            pictures = await asyncio.to_thread(self._pictures, draw)
         info = await self._studio.info(draw.model)
         made = orders(draw, info, pictures, owner=owner)
         for index, order in enumerate(made):
