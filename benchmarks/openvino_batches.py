@@ -1,5 +1,5 @@
-"""CPU time per row of a bundle's denoiser and decoder, by batch size, threads and streams, and whether the bits
-of a row depend on them. Prints two tables; nothing is written.
+"""CPU time per row of a bundle's networks, by batch size, threads and streams, and whether the bits
+of a row depend on them. Prints two tables for denoiser and decoder; nothing is written.
 
     python benchmarks/openvino_batches.py [--student four] [--bundle FOLDER]
 
