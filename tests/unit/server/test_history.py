@@ -72,7 +72,7 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=HOSTILE, owner=HOSTILE, model=HOSTILE)
 def test_h16_no_name_of_a_file_comes_from_a_caller(
     tmp_path_factory: pytest.TempPathFactory, prompt: str, owner: str, model: str
