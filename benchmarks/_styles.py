@@ -28,14 +28,14 @@ from fewstep.engine import adapters, text
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import GenerateRequest, resolve
 from fewstep.errors import DataError
-from fewstep.evaluation import accuracy, plots, stylejudge
+from fewstep.evaluation import accuracy, stylejudge
 from fewstep.evaluation.drawing import BATCH, draw_batch
 from fewstep.evaluation.intervals import Interval, ratio_interval
 from fewstep.evaluation.setfigures import share_interval
 from fewstep.models.features import default_evaluator_folder, load_evaluator
 
 ROOT = Path(__file__).resolve().parents[1]
-SQUARE, RING, COLOURS = 128, 4, 256
+SQUARE, RING = 128, 4
 Pictures = NDArray[np.uint8]
 Report = Callable[[str, int, int], None]
 
@@ -213,20 +213,6 @@ def percent(found: Interval | None) -> str:
     if found is None:
         return "-"
     return f"{100 * found.value:.0f}% ({100 * found.low:.0f} to {100 * found.high:.0f})"
-
-
-def save_grid(rows: list[list[plots.Tile | None]], path: Path, head: str) -> None:
-    """Write a sheet with few colours, which makes it a third as large."""
-    plots.save_sheet(rows, path, heads=[head])
-    shrink(path)
-
-
-def shrink(path: Path) -> None:
-    with Image.open(path, formats=("PNG",)) as image:
-        few = image.convert("RGB").quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    few.save(buffer, "PNG", optimize=True)
-    atomic.write_bytes(path, buffer.getvalue())
 
 
 def _name(way: Way, request: GenerateRequest) -> str:

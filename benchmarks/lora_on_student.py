@@ -30,8 +30,8 @@ from _styles import (
     of_drawings,
     open_judges,
     percent,
-    save_grid,
 )
+from style_loras import save_grid
 
 from fewstep.checkpoint import atomic
 from fewstep.cli.evaluate import stages

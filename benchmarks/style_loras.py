@@ -150,11 +150,22 @@ def show_sets(arguments: argparse.Namespace, sets: StyleSets) -> None:
             small = Image.fromarray(picture).resize((CELL - GAP,) * 2, Image.Resampling.LANCZOS)
             top, left = down * CELL, across * CELL
             page[top : top + CELL - GAP, left : left + CELL - GAP] = np.asarray(small)
+    write_small(Image.fromarray(page), arguments.out / "sets.png")
+
+
+def write_small(image: Image.Image, path: Path) -> None:
+    """Write a PNG with few colours, which makes it a third as large."""
     buffer = io.BytesIO()
-    Image.fromarray(page).quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        buffer, "PNG", optimize=True
-    )
-    atomic.write_bytes(arguments.out / "sets.png", buffer.getvalue())
+    few = image.convert("RGB").quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(buffer, "PNG", optimize=True)
+    atomic.write_bytes(path, buffer.getvalue())
+
+
+def save_grid(rows: list[list[plots.Tile | None]], path: Path, head: str) -> None:
+    """Write a sheet with few colours."""
+    plots.save_sheet(rows, path, heads=[head])
+    with Image.open(path, formats=("PNG",)) as image:
+        write_small(image, path)
 
 
 def fitted(arguments: argparse.Namespace, sets: StyleSets) -> stylejudge.StyleJudge:
@@ -243,7 +254,7 @@ def run(arguments: argparse.Namespace) -> None:
     head = (
         f"{with_article(object_text(arguments.show))} in {len(styles)} styles, all with seed {arguments.seed}"
     )
-    plots.save_sheet(grid, arguments.out / "grid.png", heads=[head])
+    save_grid(grid, arguments.out / "grid.png", head)
     print(text)
 
 

@@ -39,9 +39,9 @@ from _styles import (
     of_drawings,
     open_judges,
     percent,
-    save_grid,
     squared,
 )
+from style_loras import save_grid
 
 from fewstep.checkpoint import atomic
 from fewstep.cli.evaluate import stages
