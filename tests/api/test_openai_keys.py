@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from served import Served, serving
 
-from fewstep.server.openai import links
+from fewstep.server import links
 from fewstep.server.settings import Key
 
 SECRETS = {"ann": "secret-of-ann", "bob": "secret-of-bob"}

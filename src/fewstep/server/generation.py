@@ -20,6 +20,7 @@ from fewstep.engine.request import GenerateRequest, GenerateResult, resolve
 from fewstep.errors import Cancelled, Expired, FewstepError, NotReady, QueueFull
 from fewstep.prompt import infotext
 from fewstep.server import drawing, limits, orderfiles
+from fewstep.server.ids import new_id
 from fewstep.server.orders import Drawn, Order
 from fewstep.server.pending import KnownJob, OnProgress, Pending, finish
 
@@ -94,7 +95,10 @@ class Generator:
         except FewstepError as error:
             self._metrics.rejected(_reason(error))
             raise
-        job_id, known = (order.job_id, None) if order.job_id else self._record(order)
+        known = None
+        job_id = order.job_id or (new_id() if not order.recorded else "")
+        if not job_id:
+            job_id, known = self._record(order)
         if known is not None:
             return known
         pending = Pending(order, request, job_id, on_progress)
@@ -107,7 +111,7 @@ class Generator:
         except FewstepError as error:
             self._forget(pending)
             self._metrics.rejected(_reason(error))
-            self._state(job_id, "failed", error=str(error))
+            self._state(pending, "failed", error=str(error))
             raise
         pending.task.add_done_callback(lambda task: self._ended(pending, task))
         return pending
@@ -177,9 +181,14 @@ class Generator:
         return chosen or self.pool.default
 
     def warm_up(self) -> None:
-        """Load the default model's networks and draw one picture that nobody sees."""
+        """Load the default model's networks: each denoiser draws a picture that nobody sees."""
         with self.pool.using() as engine:
-            engine.generate(resolve(engine.info, prompt="warm-up"))
+            engine.generate(resolve(engine.info, prompt="", num_inference_steps=1, student="none"))
+            for student in engine.info.students:
+                few = min(student.steps)
+                engine.generate(
+                    resolve(engine.info, prompt="", num_inference_steps=few, student=student.name)
+                )
 
     def again(self, job_id: str, values: Mapping[str, Any], owner: str) -> Pending:
         """Queue a recorded job once more; raises as `submit`, and DataError when its record is damaged."""
@@ -228,30 +237,32 @@ class Generator:
         self._metrics.batch(len(tasks))
         try:
             with self.pool.using(pendings[0].order.model) as engine:
-                results = self._draw(engine, tasks, pendings)
-            for task, result in zip(tasks, results, strict=True):
-                if isinstance(result, FewstepError):
-                    task.fail(result)
-                else:
-                    self._behind.acquire()
-                    task.finish(result)
+                self._draw(engine, tasks, pendings)
         finally:
             with self._lock:
                 self._running = []
 
     def _draw(
         self, engine: Engine, tasks: Sequence[Task[GenerateResult]], pendings: Sequence[Pending]
-    ) -> Sequence[GenerateResult | FewstepError]:
+    ) -> None:
         for one in pendings:
-            self._state(one.id, "running")
+            self._state(one, "running")
             one.begin()
 
         def told(one: Pending) -> Callable[[StepReport], None]:
             return lambda step: one.report(step, lambda: engine.preview(step.x0[:1])[0])
 
-        return batching.generate_batch(
+        def ended(index: int, end: GenerateResult | FewstepError) -> None:
+            if isinstance(end, FewstepError):
+                tasks[index].fail(end)
+                return
+            self._behind.acquire()
+            if not tasks[index].finish(end):
+                self._behind.release()
+
+        batching.generate_batch(
             engine, [one.request for one in pendings], on_step=[told(one) for one in pendings],
-            cancelled=[task.cancelled for task in tasks],
+            cancelled=[task.cancelled for task in tasks], on_end=ended,
         )  # fmt: skip
 
     def _ended(self, pending: Pending, task: Task[GenerateResult]) -> None:
@@ -274,7 +285,7 @@ class Generator:
             drawn = self._finished(pending, result)
             ids = {"images": drawn.ids, "seeds": drawn.seeds, "infotexts": drawn.infotexts}
             self._state(
-                pending.id, "done",
+                pending, "done",
                 result={**ids, "warnings": drawn.warnings, "timings": dict(drawn.timings),
                         "width": drawn.width, "height": drawn.height},
             )  # fmt: skip
@@ -340,7 +351,7 @@ class Generator:
         if not isinstance(error, FewstepError):
             _log.error("job %s failed", pending.id, exc_info=error)
         shown = str(error) if isinstance(error, FewstepError) else "a bug of fewstep; see the server's log"
-        self._state(pending.id, state, error=shown)
+        self._state(pending, state, error=shown)
         self._metrics.finished(pending.order.client, state, 0, {})
         self._forget(pending)
         with contextlib.suppress(concurrent.futures.InvalidStateError):
@@ -350,12 +361,14 @@ class Generator:
         with self._lock:
             self._pending.pop(pending.id, None)
 
-    def _state(self, job_id: str, state: str, **values: Any) -> None:
+    def _state(self, pending: Pending, state: str, **values: Any) -> None:
         """Record a state; a database that fails now is logged, and stops no drawing."""
+        if not pending.order.recorded:
+            return
         try:
-            self._jobs.set_state(job_id, state, **values)
+            self._jobs.set_state(pending.id, state, **values)
         except Exception:
-            _log.exception("state %s of job %s cannot be recorded", state, job_id)
+            _log.exception("state %s of job %s cannot be recorded", state, pending.id)
 
 
 def _reason(error: FewstepError) -> str:

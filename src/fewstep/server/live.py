@@ -300,6 +300,7 @@ def orders(draw: Draw, info: ModelInfo, pictures: dict[str, Image], *, owner: st
     return [
         Order(
             settings=settings, model=draw.model, owner=owner, client="live", save=final and draw.save,
+            recorded=final,
             deadline=None if final else FIRST_DEADLINE,
         )
         for settings, final in found

@@ -25,6 +25,9 @@ from fewstep.server.orders import Order, Upscale
 
 _KINDS: dict[str, type] = {"adapter": AdapterUse, "hires": Hires, "outpaint": Outpaint}
 _PICTURE = "picture"
+_NOT_KEPT = {
+    "settings", "upscale", "job_id", "owner", "idempotency_key", "fingerprint", "recorded",
+}  # fmt: skip
 
 
 def to_json(order: Order, folder: Path) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def to_json(order: Order, folder: Path) -> dict[str, Any]:
     values = {
         field.name: getattr(order, field.name)
         for field in dataclasses.fields(order)
-        if field.name not in ("settings", "upscale", "job_id", "owner", "idempotency_key", "fingerprint")
+        if field.name not in _NOT_KEPT
     }
     values["extra"] = dict(order.extra)
     values["upscale"] = None if order.upscale is None else dataclasses.asdict(order.upscale)

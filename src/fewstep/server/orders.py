@@ -44,6 +44,8 @@ class Order:
     """Id of the picture in the history that this one was made from."""
     deadline: float | None = None
     """Seconds from now; None is the server's."""
+    recorded: bool = True
+    """Whether the order is a job in the database; pictures that are seen for a moment only are none."""
     idempotency_key: str | None = None
     """The caller's name for this one order: sent again, it is not done again."""
     fingerprint: str | None = None

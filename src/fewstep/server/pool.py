@@ -30,6 +30,7 @@ class Pool:
         default: name of the model that draws when none is asked for; None is the registry's.
         engine: name of the backend, see `fewstep.engine.engine.open_backend`.
         threads: of inference.
+        rows: images that are worth drawing in one batch.
         folders: further folders of models.
         loras: further folders of adapters.
         embeddings: further folders of learnt words.
@@ -42,6 +43,7 @@ class Pool:
         *,
         engine: str = "auto",
         threads: int | None = None,
+        rows: int = 1,
         folders: Sequence[Path] = (),
         loras: Sequence[Path] = (),
         embeddings: Sequence[Path] = (),
@@ -50,6 +52,7 @@ class Pool:
         self._default = default
         self._engine = engine
         self._threads = threads
+        self._rows = rows
         self._folders = tuple(folders)
         self.adapters = Catalogue(loras)
         self.learned = EmbeddingCatalogue(embeddings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fewstep.server.generation import Generator
     from fewstep.server.history import History
     from fewstep.server.jobstore import JobStore
+    from fewstep.server.keeper import Keeper
     from fewstep.server.settings import ServerSettings
 
 _log = logging.getLogger("fewstep.server")
@@ -38,6 +40,7 @@ class Services:
     history: History
     children: Children
     datasets: Datasets
+    _keeper: Keeper
 
     def __init__(self, settings: ServerSettings, opener: Opener | None = None) -> None:
         self.settings = settings
@@ -67,6 +70,7 @@ class Services:
         from fewstep.server.generation import Generator
         from fewstep.server.history import History
         from fewstep.server.jobstore import JobStore
+        from fewstep.server.keeper import Keeper
 
         try:
             self.settings.data.mkdir(parents=True, exist_ok=True)
@@ -75,6 +79,7 @@ class Services:
             self.history = History(self._database, self.settings.outputs)
             pool = Pool(
                 self.settings.model, engine=self.settings.engine, threads=self.settings.threads,
+                rows=self.settings.batch,
                 folders=(*self.settings.models_dirs, workplan.models_folder(self.settings)),
                 loras=(workplan.loras_folder(self.settings),),
                 embeddings=(workplan.embeddings_folder(self.settings),), opener=self._opener,
@@ -93,6 +98,7 @@ class Services:
                 _log.warning(
                     "%d jobs were cut off when the server stopped; they can be requeued", len(cut_off)
                 )
+            self._keeper = Keeper(self.jobs, self._cancels)
             self._opened.set()
             self.generator.warm_up()
             self._warm = True
@@ -127,8 +133,13 @@ class Services:
         self.generator.drain(self.settings.grace)
         self.children.close()
         self.generator.close()
+        self._keeper.close()
         self.jobs.close()
         self._database.close()
+
+    def _cancels(self) -> dict[str, Callable[[], object]]:
+        """How each job that has not ended here is cancelled, by its id."""
+        return {one.id: one.cancel for one in (*self.generator.waiting(), *self.children.waiting())}
 
 
 def services_of(connection: HTTPConnection) -> Services:

@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from fewstep.server import caller, drawing, faults
-from fewstep.server.openai import links, uploads
+from fewstep.server import caller, drawing, faults, links
+from fewstep.server.openai import uploads
 from fewstep.server.openai.flights import Ticket
 from fewstep.server.openai.results import Pictures
 from fewstep.server.openai.streams import Partials

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fewstep.errors import Unauthorized
-from fewstep.server import caller, faults, login
+from fewstep.server import caller, faults, links, login
 from fewstep.server.redaction import Redactor
 from fewstep.server.security import bodies, headers
 from fewstep.server.security.keys import Keyring
@@ -43,6 +43,7 @@ class Guard:
         multipart: Sequence[str],
     ) -> None:
         self._app = app
+        self._settings = settings
         self._limits = settings.limits
         self._keyring = keyring
         self._origins = Origins(settings)
@@ -93,10 +94,11 @@ class Guard:
     def _check_key(self, scope: Scope) -> None:
         if not self._keyring:
             return
-        name = self._keyring.name_of(scope)
+        path = caller.path_of(scope)
+        name = self._keyring.name_of(scope) or links.owner_of(self._settings, scope, path)
         if name is not None:
             caller.of(scope).owner = name
-        elif not (scope["type"] == "http" and caller.path_of(scope) in OPEN):
+        elif not (scope["type"] == "http" and path in OPEN):
             raise Unauthorized("a key is needed: send Authorization: Bearer KEY, or log in at /login")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from fewstep.server.openai import links
+from fewstep.server import links
 from fewstep.server.settings import Key, ServerSettings
 
 PATH = "/api/v1/images/0123/file"
