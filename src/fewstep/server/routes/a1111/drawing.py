@@ -11,7 +11,7 @@ from fewstep.server.a1111 import results
 from fewstep.server.a1111.desk import Desk, Prepared, prepared, set_options
 from fewstep.server.caller import owner
 from fewstep.server.orders import Drawn
-from fewstep.server.routes.a1111.common import DECLARED, ERRORS, PREFIX, AtDesk, Given
+from fewstep.server.routes.a1111.given import DECLARED, ERRORS, PREFIX, AtDesk, Given
 from fewstep.server.schemas.a1111 import Generation, Img2Img, Txt2Img
 from fewstep.server.schemas.a1111_answers import Pictures
 from fewstep.server.services import Services

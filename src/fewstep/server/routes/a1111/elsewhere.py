@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from fewstep.server.routes.a1111.common import ERRORS, PREFIX
+from fewstep.server.routes.a1111.given import ERRORS, PREFIX
 
 router = APIRouter(prefix=PREFIX, responses=ERRORS)
 

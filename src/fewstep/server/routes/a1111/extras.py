@@ -12,7 +12,7 @@ from fewstep.server.a1111 import enlarging, reading
 from fewstep.server.a1111.desk import Desk
 from fewstep.server.a1111.results import as_json, encoded
 from fewstep.server.caller import owner
-from fewstep.server.routes.a1111.common import ERRORS, PREFIX, AtDesk, Given
+from fewstep.server.routes.a1111.given import ERRORS, PREFIX, AtDesk, Given
 from fewstep.server.schemas.a1111 import Extras, ExtrasBatch, ExtrasSingle, Interrogate, PngInfo
 from fewstep.server.schemas.a1111_answers import ExtrasMany, ExtrasOne, PngInfoAnswer
 from fewstep.server.services import Services

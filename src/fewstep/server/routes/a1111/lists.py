@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from fewstep.server.a1111 import desk, lists
-from fewstep.server.routes.a1111.common import ERRORS, PREFIX, Given
+from fewstep.server.routes.a1111.given import ERRORS, PREFIX, Given
 from fewstep.server.schemas import a1111_answers as answers
 
 router = APIRouter(prefix=PREFIX, responses=ERRORS)

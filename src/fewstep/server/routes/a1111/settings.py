@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fewstep.server.a1111 import models, options
 from fewstep.server.a1111.desk import set_options
 from fewstep.server.caller import owner
-from fewstep.server.routes.a1111.common import ERRORS, PREFIX, AtDesk, Given
+from fewstep.server.routes.a1111.given import ERRORS, PREFIX, AtDesk, Given
 from fewstep.server.settings import is_loopback
 
 router = APIRouter(prefix=PREFIX, responses=ERRORS)

@@ -12,7 +12,7 @@ from fewstep.server.a1111.results import encoded
 from fewstep.server.caller import owner
 from fewstep.server.orders import Image
 from fewstep.server.pending import Pending
-from fewstep.server.routes.a1111.common import ERRORS, INTERNAL, PREFIX, AtDesk, Given
+from fewstep.server.routes.a1111.given import ERRORS, INTERNAL, PREFIX, AtDesk, Given
 from fewstep.server.schemas.a1111 import ProgressOf
 from fewstep.server.schemas.a1111_answers import PendingTasks, ProgressAnswer, State, TaskProgress
 from fewstep.server.services import Services
