@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -231,7 +232,7 @@ def _over(process: subprocess.Popen[bytes]) -> bool:
 
 def _note(folder: Path, pid: int) -> None:
     me = psutil.Process()
-    note: dict[str, Any] = {"server": {"pid": me.pid, "started": me.create_time()}}
+    note: dict[str, Any] = {"server": {"host": platform.node(), "pid": me.pid, "started": me.create_time()}}
     with contextlib.suppress(psutil.NoSuchProcess):
         note |= {"pid": pid, "started": psutil.Process(pid).create_time()}
         atomic.write_text(folder / PROCESS, json.dumps(note))
@@ -242,6 +243,8 @@ def _orphan(path: Path) -> list[psutil.Process]:
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
         server, pid, started = note["server"], int(note["pid"]), float(note["started"])
+        if server.get("host", platform.node()) != platform.node():
+            return []  # another machine's business, where the folder is shared
         if _lives(int(server["pid"]), float(server["started"])) is not None:
             return []
     except (OSError, ValueError, KeyError, TypeError):

@@ -148,6 +148,11 @@ class Children:
         with self._lock:
             return self._pending.get(job_id)
 
+    def waiting(self) -> list[ChildJob]:
+        """All work that has not ended."""
+        with self._lock:
+            return list(self._pending.values())
+
     def position(self, child: ChildJob) -> int:
         """1 for what is next, and so on; 0 when it does not wait."""
         return 0 if child.task is None else self.queue.position(child.task)

@@ -303,6 +303,12 @@ class JobStore:
                 )
         return self.get(job_id, owner)
 
+    def cancelled(self, job_ids: Collection[str]) -> set[str]:
+        """Return which of these jobs the database has as cancelled."""
+        query = select(JobRow.id).where(col(JobRow.id).in_(job_ids), JobRow.state == "cancelled")
+        with self._database.reading() as session:
+            return set(session.exec(query))
+
     def forget(self, older_than: float) -> int:
         """Delete finished jobs of more than ``older_than`` seconds ago, and return how many.
 

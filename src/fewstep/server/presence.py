@@ -39,19 +39,18 @@ class Presence:
         self._clock = clock
         self._host = host or platform.node() or "localhost"
         self._seen = clock()
-        started = psutil.Process().create_time()
-        session.add(
-            ServerRow(
-                id=self.id, host=self._host, process=os.getpid(), process_started=started, seen=self._seen
-            )
-        )
+        self._signed_off = False
+        self._sign_on(session)
 
     def beat(self, session: Session, *, now: bool = False) -> None:
         """Say that this server lives, when the last time is `BEAT` seconds ago or ``now`` is given."""
         time_now = self._clock()
         if now or not 0 <= time_now - self._seen < BEAT:
-            session.exec(update(ServerRow).where(col(ServerRow.id) == self.id).values(seen=time_now))
+            told = session.exec(update(ServerRow).where(col(ServerRow.id) == self.id).values(seen=time_now))
             self._seen = time_now
+            if not told.rowcount and not self._signed_off:
+                # It was silent for so long (a machine that slept) that another took it for gone.
+                self._sign_on(session)
 
     def gone(self, session: Session) -> set[str]:
         """Return the ids of servers that have signed on and live no more."""
@@ -63,7 +62,16 @@ class Presence:
 
     def sign_off(self, session: Session) -> None:
         """Remove the row."""
+        self._signed_off = True
         session.exec(delete(ServerRow).where(col(ServerRow.id) == self.id))
+
+    def _sign_on(self, session: Session) -> None:
+        started = psutil.Process().create_time()
+        session.add(
+            ServerRow(
+                id=self.id, host=self._host, process=os.getpid(), process_started=started, seen=self._seen
+            )
+        )
 
     def _lives(self, server: ServerRow) -> bool:
         if server.host != self._host:

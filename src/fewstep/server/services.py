@@ -53,6 +53,11 @@ class Services:
         """Why the server cannot work, once it is known."""
 
     @property
+    def started(self) -> bool:
+        """Whether the model has drawn its first picture."""
+        return self._warm
+
+    @property
     def ready(self) -> bool:
         """Whether orders are taken and the model has drawn its first picture."""
         return self._warm and not self._draining and self.generator.queue.healthy

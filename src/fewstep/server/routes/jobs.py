@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from fewstep.errors import ConflictError
 from fewstep.server import media, native
 from fewstep.server.childjob import ChildJob
-from fewstep.server.jobstore import fingerprint
+from fewstep.server.jobstore import UNFINISHED, fingerprint
 from fewstep.server.orders import Order, Progress
 from fewstep.server.pending import KnownJob, Pending
 from fewstep.server.schemas.native import (
@@ -39,6 +39,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         422: "a value that cannot be", 429: "the queue is full", 503: "not ready", 504: "too late",
     }.items()
 }  # fmt: skip
+
+ELSEWHERE = 0.5
+"""Seconds between looks at a job of another server."""
 
 router = APIRouter(prefix="/api/v1", responses=ERRORS)
 Given = Annotated[Services, Depends(services_of)]
@@ -88,9 +91,12 @@ def job(job_id: str, request: Request, services: Given) -> JobView:
 @router.post("/jobs/{job_id}/cancel", tags=["jobs"], summary="Stop a job")
 def cancel(job_id: str, request: Request, services: Given) -> JobView:
     """Leaves the queue, or stops at the next step; a job that has ended stays as it is."""
-    services.jobs.get(job_id, owner(request))
+    job = services.jobs.get(job_id, owner(request))
     if (pending := _pending(services, job_id)) is not None:
         pending.cancel()
+    elif job.state in UNFINISHED:
+        # Another server's: its keeper looks for this.
+        services.jobs.set_state(job_id, "cancelled", error="stopped by request")
     return _view(services, job_id, owner(request))
 
 
@@ -200,7 +206,11 @@ async def _events(
     if pending is not None:
         async for progress in _steps(pending, preview=preview):
             yield ServerSentEvent(event="progress", data=json.dumps(progress))
-    view = await asyncio.to_thread(_view, services, job_id, mine)
+    row = await asyncio.to_thread(services.jobs.get, job_id, mine)
+    while row.state in UNFINISHED and row.server != services.jobs.id:
+        await asyncio.sleep(ELSEWHERE)
+        row = await asyncio.to_thread(services.jobs.get, job_id, mine)
+    view = await asyncio.to_thread(_row, services, row)
     yield ServerSentEvent(event="end", data=view.model_dump_json())
 
 
