@@ -91,6 +91,8 @@ class Generator:
         """
         try:
             request = self.request(order)
+            if order.parent is not None:
+                self._history.get(order.parent, order.owner if self._settings.keys else None)
             self._room()
         except FewstepError as error:
             self._metrics.rejected(_reason(error))

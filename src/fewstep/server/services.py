@@ -62,6 +62,11 @@ class Services:
         """Whether orders are taken and the model has drawn its first picture."""
         return self._warm and not self._draining and self.generator.queue.healthy
 
+    @property
+    def broken(self) -> bool:
+        """Whether the worker died more often than it is started again: only a new process helps."""
+        return self._opened.is_set() and self.generator.queue.broken
+
     def open(self) -> None:
         """Open the database and the model, and draw one picture that nobody sees.
 
@@ -114,6 +119,10 @@ class Services:
             self.failure = "the server could not start; see its log"
             raise
 
+    def sees(self, owner: str) -> str | None:
+        """Whose pictures and jobs an owner sees: its own, and everybody's where there are no keys."""
+        return owner if self.settings.keys else None
+
     def check_open(self) -> None:
         """Refuse what comes before everything is open, or after the end has begun.
 
@@ -128,6 +137,21 @@ class Services:
     def begin_drain(self) -> None:
         """`ready` is False from now on."""
         self._draining = True
+
+    def drain(self) -> bool:
+        """Refuse waiting and new orders, and give running ones their time; whether everything has ended."""
+        self.begin_drain()
+        if not self._opened.is_set():
+            return self.failure is not None
+        self.children.begin_drain()
+        return self.generator.drain(self.settings.grace) and (self._warm or self.failure is not None)
+
+    def stop(self) -> None:
+        """Tell everything that runs to stop at its next step; returns at once."""
+        self.begin_drain()
+        if self._opened.is_set():
+            self.children.begin_drain()
+            self.generator.queue.drain(0.0)
 
     def close(self) -> None:
         """Give running orders their time, then stop and close everything."""

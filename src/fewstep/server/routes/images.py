@@ -53,7 +53,8 @@ def search(
     """Those of the key that asks; the newest first, page by page."""
     page = services.history.search(
         Search(
-            text=text, owner=owner(request), favourite=favourite, tag=tag, model=model, client=client,
+            text=text, owner=services.sees(owner(request)), favourite=favourite, tag=tag, model=model,
+            client=client,
             since=since, until=until, trashed=trashed, limit=limit, before=before,
         )
     )  # fmt: skip
@@ -63,33 +64,33 @@ def search(
 @router.get("/tags", summary="Tags in use")
 def tags(request: Request, services: Given) -> TagList:
     """With the number of pictures of each."""
-    return TagList(tags=services.history.tags(owner(request)))
+    return TagList(tags=services.history.tags(services.sees(owner(request))))
 
 
 @router.post("/delete", summary="Throw pictures away")
 def delete(body: IdsBody, request: Request, services: Given) -> Deleted:
     """Into the trash; `undo` takes it back."""
-    token = services.history.trash(body.ids, owner(request))
+    token = services.history.trash(body.ids, services.sees(owner(request)))
     return Deleted(deleted=len(set(body.ids)), undo=token)
 
 
 @router.post("/undo", summary="Take a deletion back")
 def undo(body: UndoBody, request: Request, services: Given) -> Restored:
     """With what the deletion gave."""
-    return Restored(ids=services.history.undo(body.token, owner(request)))
+    return Restored(ids=services.history.undo(body.token, services.sees(owner(request))))
 
 
 @router.post("/restore", summary="Take pictures out of the trash")
 def restore(body: IdsBody, request: Request, services: Given) -> Restored:
     """By id."""
-    services.history.restore(body.ids, owner(request))
+    services.history.restore(body.ids, services.sees(owner(request)))
     return Restored(ids=list(body.ids))
 
 
 @router.post("/zip", summary="Several pictures in one file", response_class=StreamingResponse)
 def archive(body: IdsBody, request: Request, services: Given) -> StreamingResponse:
     """A ZIP file with the pictures as they were kept."""
-    pieces = services.history.archive(body.ids, owner(request))
+    pieces = services.history.archive(body.ids, services.sees(owner(request)))
     head = {"Content-Disposition": 'attachment; filename="fewstep.zip"'}
     return StreamingResponse(pieces, media_type="application/zip", headers=head)
 
@@ -97,13 +98,13 @@ def archive(body: IdsBody, request: Request, services: Given) -> StreamingRespon
 @router.get("/{image_id}", summary="One picture's facts")
 def image(image_id: ImageId, request: Request, services: Given) -> ImageView:
     """Prompt, settings, hashes, times, and where it came from."""
-    return _view(services.history.get(image_id, owner(request)))
+    return _view(services.history.get(image_id, services.sees(owner(request))))
 
 
 @router.patch("/{image_id}", summary="Mark a picture")
 def mark(image_id: ImageId, body: MarkBody, request: Request, services: Given) -> ImageView:
     """As a favourite, or with tags."""
-    mine, history = owner(request), services.history
+    mine, history = services.sees(owner(request)), services.history
     kept = history.get(image_id, mine)
     if body.add_tags or body.remove_tags:
         kept = history.tag(image_id, mine, add=body.add_tags, remove=body.remove_tags)
@@ -115,7 +116,7 @@ def mark(image_id: ImageId, body: MarkBody, request: Request, services: Given) -
 @router.get("/{image_id}/file", summary="The picture", response_class=Response, responses=_FILES)
 def file(image_id: ImageId, request: Request, services: Given) -> Response:
     """As it was kept, with its settings inside."""
-    mine = owner(request)
+    mine = services.sees(owner(request))
     kept = services.history.get(image_id, mine)
     data = services.history.open(image_id, mine)
     return Response(data, media_type=kept.media_type, headers=_FOREVER)
@@ -124,14 +125,14 @@ def file(image_id: ImageId, request: Request, services: Given) -> Response:
 @router.get("/{image_id}/thumbnail", summary="A small one", response_class=Response, responses=_FILES)
 def thumbnail(image_id: ImageId, request: Request, services: Given) -> Response:
     """At most 256 pixels a side, WebP."""
-    data = services.history.thumbnail(image_id, owner(request))
+    data = services.history.thumbnail(image_id, services.sees(owner(request)))
     return Response(data, media_type="image/webp", headers=_FOREVER)
 
 
 @router.get("/{image_id}/lineage", summary="Where it came from, and what came from it")
 def lineage(image_id: ImageId, request: Request, services: Given) -> LineageView:
     """Parents up to the first, and children."""
-    found = services.history.lineage(image_id, owner(request))
+    found = services.history.lineage(image_id, services.sees(owner(request)))
     return LineageView(
         parents=[_view(kept) for kept in found.parents], children=[_view(kept) for kept in found.children]
     )

@@ -64,7 +64,7 @@ async def create(body: JobBody, request: Request, response: Response, services: 
     except KnownJob as known:
         job_id = known.job_id
     response.headers["Location"] = f"/api/v1/jobs/{job_id}"
-    return await asyncio.to_thread(_view, services, job_id, order.owner)
+    return await asyncio.to_thread(_view, services, job_id, services.sees(order.owner))
 
 
 @router.get("/jobs", tags=["jobs"], summary="Jobs, the newest first")
@@ -78,41 +78,43 @@ def jobs(
 ) -> JobList:
     """Those of the key that asks."""
     states = None if state is None else (state,)
-    rows = services.jobs.list(owner(request), kind=kind, states=states, limit=limit, before=before)
+    rows = services.jobs.list(
+        services.sees(owner(request)), kind=kind, states=states, limit=limit, before=before
+    )
     return JobList(jobs=[_row(services, row) for row in rows])
 
 
 @router.get("/jobs/{job_id}", tags=["jobs"], summary="One job")
 def job(job_id: str, request: Request, services: Given) -> JobView:
     """Its state, progress and result."""
-    return _view(services, job_id, owner(request))
+    return _view(services, job_id, services.sees(owner(request)))
 
 
 @router.post("/jobs/{job_id}/cancel", tags=["jobs"], summary="Stop a job")
 def cancel(job_id: str, request: Request, services: Given) -> JobView:
     """Leaves the queue, or stops at the next step; a job that has ended stays as it is."""
-    job = services.jobs.get(job_id, owner(request))
+    job = services.jobs.get(job_id, services.sees(owner(request)))
     if (pending := _pending(services, job_id)) is not None:
         pending.cancel()
     elif job.state in UNFINISHED:
         # Another server's: its keeper looks for this.
         services.jobs.set_state(job_id, "cancelled", error="stopped by request")
-    return _view(services, job_id, owner(request))
+    return _view(services, job_id, services.sees(owner(request)))
 
 
 @router.post("/jobs/{job_id}/requeue", status_code=202, tags=["jobs"], summary="Do a job again")
 def requeue(job_id: str, request: Request, services: Given) -> JobView:
     """For a job that was cut off, cancelled, too late, or failed."""
-    job = services.jobs.get(job_id, owner(request))
+    job = services.jobs.get(job_id, services.sees(owner(request)))
     if _pending(services, job_id) is not None:
         raise ConflictError("the job has not ended: cancel it first")
     if job.kind in BODIES:
         services.children.again(job)
-        return _view(services, job_id, owner(request))
+        return _view(services, job_id, services.sees(owner(request)))
     values = dict(job.order)
-    services.jobs.requeue(job_id, owner(request))
+    services.jobs.requeue(job_id, services.sees(owner(request)))
     services.generator.again(job_id, values, job.owner)
-    return _view(services, job_id, owner(request))
+    return _view(services, job_id, services.sees(owner(request)))
 
 
 @router.get("/jobs/{job_id}/events", tags=["jobs"], summary="Watch a job", response_class=EventSourceResponse)
@@ -123,7 +125,7 @@ async def events(
     preview: Annotated[bool, Query(description="A picture of what there is, after every step")] = False,
 ) -> EventSourceResponse:
     """Server-sent events: `progress` after every step, `end` with the job as it ended, then nothing more."""
-    mine = owner(request)
+    mine = services.sees(owner(request))
     await asyncio.to_thread(services.jobs.get, job_id, mine)
     return EventSourceResponse(_events(services, job_id, mine, preview=preview), ping=15)
 
@@ -184,7 +186,7 @@ def _pending(services: Services, job_id: str) -> Pending | ChildJob | None:
     return services.generator.pending(job_id) or services.children.pending(job_id)
 
 
-def _view(services: Services, job_id: str, mine: str) -> JobView:
+def _view(services: Services, job_id: str, mine: str | None) -> JobView:
     return _row(services, services.jobs.get(job_id, mine))
 
 
@@ -200,7 +202,7 @@ def _row(services: Services, row: Any) -> JobView:
 
 
 async def _events(
-    services: Services, job_id: str, mine: str, *, preview: bool
+    services: Services, job_id: str, mine: str | None, *, preview: bool
 ) -> AsyncIterator[ServerSentEvent]:
     pending = _pending(services, job_id)
     if pending is not None:

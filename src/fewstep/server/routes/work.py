@@ -22,7 +22,7 @@ _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "de
 @router.get("/{job_id}/samples", summary="Pictures of a training")
 def samples(job_id: str, request: Request, services: Given) -> SampleList:
     """Names of the pictures that it has drawn so far; none of other kinds of jobs."""
-    services.jobs.get(job_id, owner(request))
+    services.jobs.get(job_id, services.sees(owner(request)))
     return SampleList(samples=list(services.children.samples(job_id)))
 
 
@@ -30,7 +30,7 @@ def samples(job_id: str, request: Request, services: Given) -> SampleList:
             responses=_PNG)  # fmt: skip
 def sample(job_id: str, name: str, request: Request, services: Given) -> Response:
     """One of the list; any other name is unknown."""
-    services.jobs.get(job_id, owner(request))
+    services.jobs.get(job_id, services.sees(owner(request)))
     path = services.children.samples(job_id).get(name)
     if path is None:
         raise NotFoundError("there is no such picture; list the samples of the job to see which there are")
@@ -45,5 +45,5 @@ def log(
     lines: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> LogView:
     """The last lines, without paths."""
-    services.jobs.get(job_id, owner(request))
+    services.jobs.get(job_id, services.sees(owner(request)))
     return LogView(lines=services.children.log(job_id, lines))
