@@ -91,6 +91,7 @@ def test_from_pictures_to_an_adapter_that_is_found_without_a_restart(
     job = wait(ann, job_id, "done")
     assert (job["kind"], job["result"], job["error"]) == ("train", {"lora": "first"}, None)
     assert server.services.generator.pool.adapters.find("first").path.read_bytes() == b"weights"
+    assert "first" in [one["name"] for one in ann.get("/sdapi/v1/loras").json()]
     assert [one["id"] for one in ann.get(JOBS, params={"kind": "train"}).json()["jobs"]][-1] == job_id
 
 

@@ -42,6 +42,7 @@ def check_free(settings: ServerSettings, plan: Plan) -> None:
     """
     from fewstep.engine import registry
     from fewstep.engine.adapters import Catalogue
+    from fewstep.engine.embeddings import EmbeddingCatalogue
 
     place = target(settings, plan)
     if place is None:
@@ -52,6 +53,8 @@ def check_free(settings: ServerSettings, plan: Plan) -> None:
         taken = taken or any(entry.name == plan.name for entry in registry.models(folders))
     elif plan.product == "lora":
         taken = taken or any(entry.name == plan.name for entry in Catalogue().entries())
+    else:
+        taken = taken or any(entry.name == plan.name for entry in EmbeddingCatalogue().entries())
     if taken:
         raise ConflictError(f"name: there is a {plan.product} called {plan.name!r} already; give another")
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fewstep.engine import embeddings as learned
-from fewstep.engine.adapters import Catalogue
 from fewstep.engine.upscaling import catalogue
 from fewstep.errors import FewstepError
 from fewstep.server.a1111 import models, names
 from fewstep.server.schemas import a1111_answers as answers
 
 if TYPE_CHECKING:
+    from fewstep.engine.adapters import Catalogue
     from fewstep.engine.backends.base import ModelInfo
+    from fewstep.engine.embeddings import EmbeddingCatalogue
     from fewstep.server.generation import Generator
 
 _PRIVATE = ("dir", "path", "file", "folder")
@@ -63,13 +64,13 @@ def sd_models(generator: Generator) -> list[answers.Model]:
     return [_model(one) for one in models.listed(generator)]
 
 
-def loras() -> list[answers.Lora]:
+def loras(known: Catalogue) -> list[answers.Lora]:
     """Every adapter, with what its file says of itself."""
     from fewstep.checkpoint import safetensors
     from fewstep.checkpoint.adapters import alias
 
     found = []
-    for entry in Catalogue().entries():
+    for entry in known.entries():
         try:
             metadata = safetensors.read_metadata(entry.path)
         except FewstepError:
@@ -84,17 +85,18 @@ def loras() -> list[answers.Lora]:
     return found
 
 
-def embeddings(info: ModelInfo | None) -> answers.Embeddings:
+def embeddings(known: EmbeddingCatalogue, info: ModelInfo | None) -> answers.Embeddings:
     """Every embedding: those that fit the model that is in memory, and the others.
 
     Args:
+        known: where they are looked for.
         info: of the model in memory; None counts all as fitting.
     """
     from fewstep.checkpoint import embeddings as files
 
     loaded: dict[str, answers.Embedding] = {}
     skipped: dict[str, answers.Embedding] = {}
-    for entry in learned.EmbeddingCatalogue().entries():
+    for entry in known.entries():
         try:
             tables = list(files.read_header(entry.path).tables.values())
         except FewstepError:

@@ -51,16 +51,17 @@ async def sd_vae() -> list[answers.Vae]:
 
 
 @router.get("/loras", summary="Adapters")
-def loras() -> list[answers.Lora]:
+def loras(services: Given) -> list[answers.Lora]:
     """A prompt names one as `<lora:name:weight>`."""
-    return lists.loras()
+    return lists.loras(services.generator.pool.adapters)
 
 
 @router.get("/embeddings", summary="Textual-inversion embeddings")
 def embeddings(services: Given) -> answers.Embeddings:
     """Those that do not fit the model in memory are skipped."""
     loaded = services.generator.pool.loaded()
-    return lists.embeddings(None if loaded is None else services.generator.info(loaded))
+    info = None if loaded is None else services.generator.info(loaded)
+    return lists.embeddings(services.generator.pool.learned, info)
 
 
 @router.get("/hypernetworks", summary="Hypernetworks")
