@@ -73,7 +73,10 @@ def _train(
         ("model", str(model.folder)), ("run", str(run.work)), ("out", str(run.made / file)),
         *given(trigger=body.trigger, minutes=body.minutes, images=body.images, rank=body.rank),
         *setting("seed", body.seed), *setting("optimiser.learning_rate", body.learning_rate),
-        *setting("data.batch_size", body.batch_size), *setting("runtime.mixed_precision", body.precision),
+        *setting("data.batch_size", body.batch_size),
+        # how far it is, every 25 steps, as where the size of batches is chosen
+        *setting("runtime.log_images", None if body.batch_size is None else 25 * body.batch_size),
+        *setting("runtime.mixed_precision", body.precision),
         *setting("runtime.threads", body.threads or threads), *setting("base.student", body.student),
     ]  # fmt: skip
     command = Command("train", tuple(options), ("resume",) if resume else (), (body.what, str(pictures)))
