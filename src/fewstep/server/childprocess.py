@@ -154,7 +154,7 @@ def kill(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def stop_orphans(runs: Path, seconds: float = ORPHAN_SECONDS) -> int:
+def stop_orphans(runs: Path, seconds: float = ORPHAN_SECONDS, *, only: str = "*") -> int:
     """End processes of servers that are gone, and return how many there were.
 
     Such a process has noticed and is saving: it is waited for, and killed where it takes too long. One whose
@@ -163,8 +163,9 @@ def stop_orphans(runs: Path, seconds: float = ORPHAN_SECONDS) -> int:
     Args:
         runs: folder of the jobs' folders.
         seconds: to wait for all of them together.
+        only: of this job.
     """
-    found = [(note, process) for note in runs.glob(f"*/{PROCESS}") for process in _orphan(note)]
+    found = [(note, process) for note in runs.glob(f"{only}/{PROCESS}") for process in _orphan(note)]
     _, alive = psutil.wait_procs([process for _, process in found], timeout=seconds)
     for process in alive:
         _log.warning("process %d of an earlier server still ran and is killed", process.pid)

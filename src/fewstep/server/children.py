@@ -228,6 +228,8 @@ class Children:
         child.task = task  # `_queue` may not have come to it yet
         self._state(child.id, "running")
         child.begin()
+        # Another server may have found that the one before is gone sooner than its process has.
+        childprocess.stop_orphans(self._runs, only=child.id)
         run = self.run(child.id)
         for folder in (run.folder, run.work.parent):
             folder.mkdir(parents=True, exist_ok=True)

@@ -171,13 +171,13 @@ def pictures(body: work.WorkBody, owner: str, history: History, settings: Server
     if not isinstance(body, work.EnlargeBody):
         return {}
     files: dict[str, bytes] = {}
-    limits = settings.limits
+    limits, sees = settings.limits, owner if settings.keys else None
     if body.image is not None:
         pixels = media.decode_text(body.image, what="image", limits=limits, allow_urls=settings.allow_urls)
         check_size(body, pixels.shape[1], pixels.shape[0], limits)
         files["image.png"] = media.encode(pixels, kind="png")
     for image_id in body.images:
-        kept = history.get(image_id, owner)
+        kept = history.get(image_id, sees)
         check_size(body, kept.width, kept.height, limits)
-        files[image_id + history.path(image_id, owner).suffix] = history.open(image_id, owner)
+        files[image_id + history.path(image_id, sees).suffix] = history.open(image_id, sees)
     return files

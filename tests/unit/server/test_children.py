@@ -24,14 +24,16 @@ from fewstep.server.datasets import Datasets, slug
 from fewstep.server.history import History
 from fewstep.server.jobstore import JobStore
 from fewstep.server.schemas import work
-from fewstep.server.settings import ServerSettings
+from fewstep.server.settings import Key, ServerSettings
 
 
 class World:
     """What `Children` needs."""
 
     def __init__(self, data: Path) -> None:
-        self.settings = ServerSettings(data=data, grace=2.0, models_dirs=(data / "own",))
+        self.settings = ServerSettings(
+            data=data, grace=2.0, models_dirs=(data / "own",), keys=(Key(name="ann", secret="a" * 12),)
+        )
         self.database = Database(f"sqlite:///{data}/fewstep.db")
         self.jobs = JobStore(self.database)
         self.history = History(self.database, data / "images")
