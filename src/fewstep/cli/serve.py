@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli import output
-from fewstep.errors import DependencyError, UsageError
+from fewstep.errors import DependencyError, EngineError, UsageError
 
 if TYPE_CHECKING:
     from fewstep.server.settings import ServerSettings
@@ -95,7 +95,7 @@ def command(
     try:
         import uvicorn
 
-        from fewstep.server import logs
+        from fewstep.server import logs, stopping
         from fewstep.server.app import create_app
     except ImportError as error:
         raise DependencyError(f"serve: {error.name} is not installed; install it with: {INSTALL}") from None
@@ -111,15 +111,20 @@ def command(
     settings = _settings(given)
     settings.check()
     logs.configure(json=json_logs)
-    server = uvicorn.Server(
+    app = create_app(settings)
+    server = stopping.Server(
         uvicorn.Config(
-            create_app(settings), host=host, port=port, log_config=None, access_log=False,
-            server_header=False, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024,
-            timeout_graceful_shutdown=max(1, round(grace) + 2),
-        )
+            app, host=host, port=port, log_config=None, access_log=False, server_header=False,
+            timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024,
+        ),
+        app.state.services,
+        lambda found: output.note(f"listening on http://{host}:{found} (Ctrl-C stops it)"),
     )  # fmt: skip
-    output.note(f"listening on http://{host}:{port} (Ctrl-C stops it)")
     server.run()
+    if server.broken:
+        raise EngineError(
+            "serve: the worker broke down too often and the server ended; see its log, then start it again"
+        )
 
 
 def _settings(given: dict[str, Any]) -> ServerSettings:
