@@ -12,11 +12,12 @@ from fewstep.cli import output
 from fewstep.errors import DependencyError, EngineError, UsageError
 
 if TYPE_CHECKING:
-    from fewstep.server.settings import ServerSettings
+    from fewstep.server.settings import Key, ServerSettings
 
 INSTALL = 'pip install "fewstep[serve]"'
 _SAFETY = "Who may come in"
 _WORK = "How it works"
+_MANY = "More than one"
 
 
 def command(
@@ -43,7 +44,8 @@ def command(
             "--key",
             metavar="NAME:SECRET",
             rich_help_panel=_SAFETY,
-            help="Let in who has a key; several times. Better in FEWSTEP_KEYS, separated by commas.",
+            help="Let in who has a key; several times. Better in FEWSTEP_KEYS, separated by commas, or in a "
+            "file that FEWSTEP_KEYS_FILE names.",
         ),
     ] = None,
     insecure: Annotated[
@@ -87,6 +89,12 @@ def command(
     json_logs: Annotated[
         bool, typer.Option("--json-logs", help="One JSON object a line.", rich_help_panel=_WORK)
     ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="As replicas of a Ray Serve deployment.", rich_help_panel=_MANY)
+    ] = False,
+    replicas: Annotated[
+        str, typer.Option("--replicas", metavar="N|MIN-MAX", help="With --ray.", rich_help_panel=_MANY)
+    ] = "1",
 ) -> None:
     """Serve pictures over HTTP, to clients of the Stable Diffusion WebUI, of OpenAI's images, and our own.
 
@@ -95,13 +103,14 @@ def command(
     try:
         import uvicorn
 
-        from fewstep.server import logs, stopping
+        from fewstep.server import fleet, logs, stopping
         from fewstep.server.app import create_app
     except ImportError as error:
         raise DependencyError(f"serve: {error.name} is not installed; install it with: {INSTALL}") from None
+    keys = fleet.keys(os.environ, *(key or []))
     given: dict[str, Any] = {
         "host": host, "port": port, "model": model, "models_dirs": tuple(models_dir or ()), "engine": engine,
-        "threads": threads, "save": not no_save, "keys": _keys(key or []), "insecure": insecure,
+        "threads": threads, "save": not no_save, "keys": keys, "insecure": insecure,
         "allowed_hosts": tuple(allow_host or ()), "origins": tuple(allow_origin or ()),
         "allow_urls": allow_urls, "batch": batch, "grace": grace, "database": database,
         "limits": {"queue": queue, "deadline": deadline},
@@ -111,6 +120,11 @@ def command(
     settings = _settings(given)
     settings.check()
     logs.configure(json=json_logs)
+    if ray:
+        _with_ray(given | {"replicas": replicas, "json_logs": json_logs}, keys)
+        return
+    if replicas != "1":
+        raise UsageError("--replicas is for --ray: without it there is one server")
     app = create_app(settings)
     server = stopping.Server(
         uvicorn.Config(
@@ -140,13 +154,19 @@ def _settings(given: dict[str, Any]) -> ServerSettings:
         raise UsageError(f"{where}: {first['msg']}") from None
 
 
-def _keys(options: list[str]) -> tuple[dict[str, str], ...]:
-    """Keys of ``--key`` and ``FEWSTEP_KEYS``. A value that is wrong is not repeated: it may be a secret."""
-    texts = [*options, *(part for part in os.environ.get("FEWSTEP_KEYS", "").split(",") if part.strip())]
-    keys = []
-    for text in texts:
-        name, separator, secret = text.strip().partition(":")
-        if not separator:
-            raise UsageError("a key has the form NAME:SECRET, with at least 8 characters after the colon")
-        keys.append({"name": name, "secret": secret})
-    return tuple(keys)
+def _with_ray(given: dict[str, Any], keys: tuple[Key, ...]) -> None:
+    """Run as replicas. Their keys are in the environment, which processes of Ray inherit."""
+    from fewstep.server import fleet
+
+    if not keys:
+        given["insecure"] = True  # `ServerSettings.check` has let this address pass
+    os.environ.pop(fleet.KEYS_FILE, None)
+    os.environ[fleet.KEYS] = ",".join(f"{key.name}:{key.secret.get_secret_value()}" for key in keys)
+    given.pop("keys")
+    settings = fleet.parse(given).named(keys)
+    output.note("starting Ray, which takes a while (Ctrl-C stops it)")
+    fleet.prepare()
+
+    from fewstep.server import ray as replicas
+
+    replicas.run(settings, host=given["host"], port=given["port"])
