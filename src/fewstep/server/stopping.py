@@ -16,6 +16,7 @@ from types import FrameType
 
 import uvicorn
 
+from fewstep.server.idle import Idlers
 from fewstep.server.services import Services
 
 _log = logging.getLogger("fewstep.server")
@@ -42,6 +43,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._services = services
         self._on_listening = on_listening
+        self._idlers = Idlers()
         self._signals = 0
         self.broken = False
         """Whether it ended because its worker broke down too often."""
@@ -67,6 +69,8 @@ class Server(uvicorn.Server):
             _log.error("the worker broke down too often: the server ends, see its log above")
             self.broken = True
             return True
+        if counter % 10 == 0:
+            self._idlers.close(self.server_state.connections)
         return await super().on_tick(counter)
 
     def _drain(self) -> None:

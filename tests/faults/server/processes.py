@@ -80,6 +80,11 @@ class Server:
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
+    def close(self) -> None:
+        self._reader.join(LONG)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
     def ended(self, seconds: float = LONG) -> int:
         code = self.process.wait(seconds)
         self._reader.join(LONG)
@@ -96,3 +101,4 @@ def server(folder: Path, *options: str, warm: bool = True) -> Iterator[Server]:
         if made.process.poll() is None:
             made.process.kill()
             made.process.wait(LONG)
+        made.close()
