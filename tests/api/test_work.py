@@ -213,7 +213,7 @@ def test_datasets_from_a_form(ann: httpx.Client, bob: httpx.Client) -> None:
     files = [
         ("pictures", ("My cat.PNG", png(40, 30, "RGBA"), "image/png")),
         ("pictures", ("../b.jpg", png(), "image/jpeg")),
-        ("pictures", ("b.txt", b"a cat in a box", "text/plain")),
+        ("pictures", ("b.txt", b"a cat in a box\n", "text/plain")),
     ]
     response = ann.post(
         "/api/v1/datasets/cats", files=files, data={"captions": json.dumps({"My-cat": "mine"})}

@@ -13,7 +13,6 @@ from starlette.datastructures import UploadFile
 from fewstep.errors import ConflictError, DataError, UsageError
 from fewstep.server.datasets import MAX_CAPTION, MAX_PICTURES, slug
 from fewstep.server.routes.jobs import ERRORS
-from fewstep.server.schemas.native import ErrorBody
 from fewstep.server.schemas.work import (
     CaptionsBody,
     DatasetList,
@@ -26,12 +25,7 @@ from fewstep.server.services import Services, services_of
 
 router = APIRouter(
     prefix="/api/v1/datasets", tags=["datasets"],
-    responses={
-        **ERRORS, 400: {"model": ErrorBody, "description": "no form"},
-        409: {"model": ErrorBody, "description": "a job uses it"},
-        415: {"model": ErrorBody, "description": "another kind of body"},
-        507: {"model": ErrorBody, "description": "the disk is full"},
-    },
+    responses=ERRORS,
 )  # fmt: skip
 Given = Annotated[Services, Depends(services_of)]
 _MAX_FIELD = 1 << 20
@@ -194,7 +188,7 @@ def _captions(text: str) -> dict[str, str]:
 
 def _text(name: str, data: bytes) -> str:
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise DataError(f"caption {name}.txt: not UTF-8; save it as UTF-8") from None
 

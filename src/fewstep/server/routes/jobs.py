@@ -35,8 +35,10 @@ from fewstep.server.services import Services, services_of
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
-        401: "no key, or a wrong one", 403: "refused", 404: "no such thing here", 413: "too large",
-        422: "a value that cannot be", 429: "the queue is full", 503: "not ready", 504: "too late",
+        400: "malformed", 401: "no key, or a wrong one", 403: "refused", 404: "no such thing here",
+        409: "contradicts what is there", 413: "too large", 415: "another kind of body",
+        422: "a value that cannot be", 429: "the queue is full", 501: "a package is not installed",
+        503: "not ready", 504: "too late", 507: "the disk is full",
     }.items()
 }  # fmt: skip
 
