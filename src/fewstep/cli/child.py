@@ -25,7 +25,7 @@ from typing import Any
 from fewstep.cli import output
 from fewstep.errors import UsageError
 
-GRACE = 20.0
+GRACE = 30.0
 """Seconds from the end of the server to the end of this process."""
 NICE = 10
 _MAX_BYTES = 1 << 20

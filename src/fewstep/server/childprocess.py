@@ -41,7 +41,7 @@ PASSED: Final = (
 
 STDOUT, STDERR, PROCESS = "stdout.txt", "stderr.txt", "process.json"
 POLL: Final = 0.1
-ORPHAN_SECONDS: Final = 30.0
+ORPHAN_SECONDS: Final = 35.0
 """For a process whose server is gone to stop by itself, before it is killed."""
 _LINE: Final = 4096
 _MOST: Final = 1 << 20
