@@ -45,7 +45,9 @@ class Server:
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._listening.wait(LONG) and self.url, self.log
+        if not (self._listening.wait(LONG) and self.url):
+            self.process.kill()
+            raise AssertionError(self.log)
         if warm:
             until(self.ready, LONG)
 

@@ -128,10 +128,13 @@ def test_o16_health_while_a_large_picture_is_made(server: Served) -> None:
         sizes.append(Image.open(io.BytesIO(base64.b64decode(answer.json()["image"]))).size)
 
     with httpx.Client(base_url=server.url, timeout=LONG) as health:
-        quiet = slowest(health, 50)
         thread = threading.Thread(target=client)
+        began = time.perf_counter()
         thread.start()
-        assert slowest(health, 1, during=thread) < bound(quiet)
+        gap = slowest(health, 1, during=thread)
+        # Encoding takes most of the time; on the event loop it would be one long gap. A busy machine makes
+        # both longer.
+        assert gap < max(0.2, (time.perf_counter() - began) / 3)
     assert sizes == [(2048, 2048)]
 
 

@@ -32,15 +32,22 @@ from fewstep.server.schemas.work import BODIES, JobBody, WorkBody
 from fewstep.server.security import owner
 from fewstep.server.services import Services, services_of
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text}
-    for status, text in {
-        400: "malformed", 401: "no key, or a wrong one", 403: "refused", 404: "no such thing here",
-        409: "contradicts what is there", 413: "too large", 415: "another kind of body",
-        422: "a value that cannot be", 429: "the queue is full", 501: "a package is not installed",
-        503: "not ready", 504: "too late", 507: "the disk is full",
-    }.items()
+_TEXTS = {
+    400: "not JSON", 401: "no key, or a wrong one", 403: "refused", 404: "no such thing here",
+    408: "the body came too slowly", 409: "not in this state, or the idempotency key is another request's",
+    413: "too large", 415: "another content type", 421: "another host's name", 422: "a value that cannot be",
+    429: "the queue is full", 500: "the model failed, or a bug", 501: "not installed", 503: "not ready",
+    504: "too late", 507: "the disk is full",
 }  # fmt: skip
+# All but one by reference: a model for each status of each route would take long to build at every start.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": text,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+    }
+    for status, text in _TEXTS.items()
+} | {422: {"model": ErrorBody, "description": _TEXTS[422]}}
+"""What every route of our own API may answer instead."""
 
 ELSEWHERE = 0.5
 """Seconds between looks at a job of another server."""

@@ -45,10 +45,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.ErrorAnswer, "description": text}
     for status, text in {
         400: "not JSON, or a broken form", 401: "no key, or a wrong one", 403: "refused",
-        404: "no such model", 409: "the idempotency key was used for another request",
-        413: "too large", 415: "another content type", 422: "a value that cannot be",
-        429: "the queue is full", 500: "the model failed, or a bug", 503: "not ready", 504: "too late",
-        507: "the disk is full",
+        404: "no such model", 408: "the body came too slowly",
+        409: "the idempotency key was used for another request", 413: "too large",
+        415: "another content type", 421: "another host's name", 422: "a value that cannot be",
+        429: "the queue is full", 500: "the model failed, or a bug", 501: "not installed", 503: "not ready",
+        504: "too late", 507: "the disk is full",
     }.items()
 }  # fmt: skip
 _IMAGES: dict[int | str, dict[str, Any]] = {

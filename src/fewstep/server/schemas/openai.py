@@ -240,6 +240,10 @@ def check(wish: Wish, limits: Limits, *, keeps: bool) -> None:
     count = wish.settings.get("num_inference_steps")
     if count is not None and count > limits.max_steps:
         raise Refused("steps", f"steps is {count}: this server takes at most {limits.max_steps}")
+    if wish.size is not None and min(wish.size) < limits.min_side:
+        raise Refused(
+            "size", f"size is {wish.size[0]}x{wish.size[1]}: at least {limits.min_side} pixels a side"
+        )
     if wish.size is not None and wish.size[0] * wish.size[1] > limits.max_output:
         raise Refused("size", f"size is {wish.size[0]}x{wish.size[1]}: at most {limits.max_output} pixels")
     if wish.as_url and not keeps:

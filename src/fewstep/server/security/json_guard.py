@@ -30,6 +30,13 @@ _MAX_QUOTES: Final = 100_000
 _MARKS: Final = re.compile(rb"[\[\]{},:]")
 _NUMBER: Final = re.compile(rb"[-+]?[0-9][0-9.eE+-]*")
 _NO_NUMBER: Final = re.compile(rb"NaN|Infinity")
+# Halves of characters outside the basic plane are written as two escapes, or they are no text. Possessive, so
+# that it is one pass: whole escapes are jumped over, and where it stops there is a half, or no JSON.
+_WHOLE: Final = re.compile(
+    rb"(?:[^\\]++|\\(?:[^u]|u(?![dD][89a-fA-F])"
+    rb"|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))*+"
+)
+_HALF: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class MalformedJson(ValueError):
@@ -42,7 +49,7 @@ def check_json(data: bytes) -> None:
     Raises:
         MalformedJson: not UTF-8, or a string that does not end.
         UsageError: NaN or Infinity, a number that is too long or too large, a key that is there twice or is
-            too long, too many levels or values.
+            too long, too many levels or values, half a character.
     """
     if not data.isascii():
         try:
@@ -51,6 +58,8 @@ def check_json(data: bytes) -> None:
             raise MalformedJson(f"byte {error.start} is not UTF-8") from None
     if b"\0" in data[:4]:  # UTF-16 and UTF-32, which Python's parser would read
         raise MalformedJson("not UTF-8")
+    if _HALF.search(data) and (whole := _WHOLE.match(data)) and _HALF.match(data, whole.end()):
+        raise UsageError(f"JSON body: half a character at byte {whole.end()}; send whole ones")
     keys: list[set[bytes] | None] = []  # one entry a level; of arrays None
     position = plain = items = quotes = 0
     while True:

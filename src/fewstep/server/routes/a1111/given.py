@@ -17,7 +17,8 @@ AtDesk = Annotated[Desk, Depends(desk_of)]
 
 _TEXTS = {
     400: "not JSON", 401: "no key, or a wrong one", 403: "refused", 404: "no such thing here",
-    413: "too large", 415: "another content type", 421: "another host's name", 422: "a value that cannot be",
+    408: "the body came too slowly", 413: "too large", 415: "another content type",
+    421: "another host's name", 422: "a value that cannot be",
     429: "the queue is full", 499: "interrupted", 500: "the model failed, or a bug",
     501: "not installed, or not here", 503: "not ready", 504: "too late", 507: "the disk is full",
 }  # fmt: skip
