@@ -12,7 +12,6 @@ import concurrent.futures
 import contextlib
 import json
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +48,6 @@ _log = logging.getLogger("fewstep.server")
 QUEUE = 8
 """Orders of long work that may wait."""
 CONFIG = "config.json"
-_SAMPLES = ("*.png", "samples/*.png", "*/*.png", "*/samples/*.png")
-"""Below the run folder: of trainings, of the stages of distillations, of evaluations."""
 _CUT_OFF = "the server stopped before this job was finished; it can be done again and goes on where it was"
 _MESSAGE = 300
 
@@ -169,13 +166,7 @@ class Children:
 
     def samples(self, job_id: str) -> dict[str, Path]:
         """Pictures that a job has drawn so far, by name; those of a training are numbered by images seen."""
-        work = self.run(job_id).work
-        found = {
-            "-".join(part for part in path.relative_to(work).parts if part != "samples"): path
-            for pattern in _SAMPLES
-            for path in work.glob(pattern)
-        }
-        return dict(sorted(found.items()))
+        return self.run(job_id).samples()
 
     def log(self, job_id: str, lines: int) -> list[str]:
         """The last lines of what a job has said, without paths."""
@@ -266,8 +257,8 @@ class Children:
 
         try:
             ended = childprocess.run(
-                config, run.folder, variables=childprocess.environment(self._models()), stop=task.cancelled,
-                told=told, grace=self._settings.grace,
+                config, run.folder, stop=task.cancelled, told=told, grace=self._settings.grace,
+                variables=childprocess.environment(workplan.search_path(self._settings)),
             )  # fmt: skip
         except OSError as error:
             raise RunError(f"the process cannot be started ({error.strerror})") from error
@@ -281,12 +272,6 @@ class Children:
                 "less to do"
             )
         raise RunError(self._redact(ended.error or f"the process ended with code {ended.code}"))
-
-    def _models(self) -> str:
-        """``FEWSTEP_MODELS`` of a process: the server's folders, and the models that were made here."""
-        folders = [*self._settings.models_dirs, workplan.models_folder(self._settings)]
-        given = os.environ.get("FEWSTEP_MODELS", "")
-        return os.pathsep.join([*(str(folder.absolute()) for folder in folders), *([given] if given else [])])
 
     def _ended(self, child: ChildJob, task: Task[dict[str, Any]]) -> None:
         try:

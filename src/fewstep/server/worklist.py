@@ -74,8 +74,7 @@ def _train(
         *given(trigger=body.trigger, minutes=body.minutes, images=body.images, rank=body.rank),
         *setting("seed", body.seed), *setting("optimiser.learning_rate", body.learning_rate),
         *setting("data.batch_size", body.batch_size),
-        # how far it is, every 25 steps, as where the size of batches is chosen
-        *setting("runtime.log_images", None if body.batch_size is None else 25 * body.batch_size),
+        *setting("runtime.log_images", _every(body)),
         *setting("runtime.mixed_precision", body.precision),
         *setting("runtime.threads", body.threads or threads), *setting("base.student", body.student),
     ]  # fmt: skip
@@ -84,6 +83,12 @@ def _train(
     if body.what != "dreambooth":
         product = "lora" if body.what == "lora" else "embedding"
     return Plan(commands=(command,), product=product, name=body.name, made=run.made / file, published=file)
+
+
+def _every(body: work.TrainBody) -> int:
+    """Images after which a training says how far it is: every 25 steps, fifty times in a short one."""
+    every = 25 * (body.batch_size or 1)
+    return every if body.images is None else max(1, min(every, body.images // 50))
 
 
 def _export(body: work.ExportBody, run: Run, find: Find) -> Plan:

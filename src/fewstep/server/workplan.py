@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 Product = Literal["lora", "embedding", "model", "report", "pictures"]
 SUFFIX = ".safetensors"
+_SAMPLES = ("*.png", "samples/*.png", "*/*.png", "*/samples/*.png")
+"""Below the run folder: of trainings, of the stages of distillations, of evaluations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,15 @@ class Run:
         """A recipe that the server wrote."""
         return self.folder / "recipe.yaml"
 
+    def samples(self) -> dict[str, Path]:
+        """Pictures that were drawn so far, by name; those of a training are numbered by images seen."""
+        found = {
+            "-".join(part for part in path.relative_to(self.work).parts if part != "samples"): path
+            for pattern in _SAMPLES
+            for path in self.work.glob(pattern)
+        }
+        return dict(sorted(found.items()))
+
 
 Find = Callable[[str | None, Sequence[registry.Kind]], registry.ModelEntry]
 """Finds a model by name among those of some kinds; raises NotFoundError."""
@@ -101,6 +113,13 @@ def finder(settings: ServerSettings) -> Find:
             ) from None
 
     return find
+
+
+def search_path(settings: ServerSettings) -> str:
+    """``FEWSTEP_MODELS`` of a process: the server's folders, and the models that were made on it."""
+    folders = [*settings.models_dirs, models_folder(settings)]
+    given = os.environ.get("FEWSTEP_MODELS", "")
+    return os.pathsep.join([*(str(folder.absolute()) for folder in folders), *([given] if given else [])])
 
 
 def models_folder(settings: ServerSettings) -> Path:
