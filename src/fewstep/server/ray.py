@@ -43,6 +43,8 @@ NAME: Final = "fewstep"
 """Of the application and of its deployment."""
 _OPENING = 0.05
 """Seconds between looks whether a replica is ready."""
+_ATTEMPTS: Final = 2
+"""To start a cluster: Ray gives its own processes 30 s, which a busy machine may need for reading them."""
 _ORDERS: Final = "orders"
 
 
@@ -181,18 +183,19 @@ async def _ready_first(lifespan: Any, made: Any) -> AsyncIterator[None]:
 
 
 def _connect(settings: Fleet, *, own: bool) -> None:
-    if not own:
-        ray.init(namespace=NAME, log_to_driver=False)
-        return
-    cpus = os.cpu_count() or 1
-    ray.init(
-        address="local",
-        namespace=NAME,
-        num_cpus=max(cpus, settings.bounds[1] * (settings.threads or 1)),
-        include_dashboard=False,
-        log_to_driver=True,
-        _node_ip_address="127.0.0.1",
-    )
+    options: dict[str, Any] = {"namespace": NAME, "log_to_driver": own}
+    if own:
+        cpus = max(os.cpu_count() or 1, settings.bounds[1] * (settings.threads or 1))
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    for attempt in range(_ATTEMPTS):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray's own, of no class
+            ray.shutdown()
+            if attempt + 1 == _ATTEMPTS:
+                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                raise NotReady(f"Ray does not start, or RAY_ADDRESS does not answer: {reason}") from error
 
 
 def _cluster() -> tuple[int, int, float]:
