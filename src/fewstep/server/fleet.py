@@ -197,12 +197,14 @@ def without_statistics() -> None:
 
 
 def prepare() -> None:
-    """Before Ray is imported: no statistics, and a token for a cluster of our own.
+    """Before Ray is imported: no statistics, no signal handlers, and a token for a cluster of our own.
 
     Whoever reaches the ports of a Ray cluster may run code in it. Those of our own are the loopback's, and
     other users of this machine have no token.
     """
     without_statistics()
+    # Ray's own would take SIGTERM for a crash, and end this process by an abort when all is done.
+    os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
     if own_cluster():
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
