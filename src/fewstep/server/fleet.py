@@ -206,6 +206,8 @@ def prepare() -> None:
     # Ray's own would take SIGTERM for a crash, and end this process by an abort when all is done.
     os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
     if own_cluster():
+        # A machine that is busy imports Ray in more than the 5 s of the default.
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         os.environ.pop("RAY_AUTH_TOKEN_PATH", None)

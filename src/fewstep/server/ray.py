@@ -106,10 +106,11 @@ def run(settings: Fleet, *, host: str, port: int) -> None:
         port: likewise.
     """
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     own = fleets.own_cluster()
     _connect(settings, own=own)
+    # After Ray has set its own, which ends this process with another status than 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     try:
         serve.start(
             proxy_location="HeadOnly" if own else "EveryNode",

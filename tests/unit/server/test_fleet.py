@@ -111,6 +111,7 @@ def test_a_cluster_of_our_own_has_a_token_and_no_statistics(monkeypatch: pytest.
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
     monkeypatch.setenv("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "0")
+    monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "5")
     fleet.prepare()
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0" and os.environ["RAY_AUTH_MODE"] == "token"
     first = os.environ["RAY_AUTH_TOKEN"]
