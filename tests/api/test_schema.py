@@ -14,6 +14,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.python import asgi
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -36,7 +37,9 @@ STREAMS = ("/events",)
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     made = create_app(
-        ServerSettings(data=tmp_path_factory.mktemp("schema"), engine="fake", grace=0.0),
+        ServerSettings(
+            data=tmp_path_factory.mktemp("schema"), engine="fake", grace=0.0, allowed_hosts=(asgi.HOST,)
+        ),
         opener=lambda name: Engine(backend=FakeBackend()),
     )
     with TestClient(made, base_url="http://localhost:7860") as client:
@@ -62,7 +65,7 @@ def check(app: Any, examples: int, only: str) -> set[str]:
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         def one(case: schemathesis.Case) -> None:
-            answer = case.call()
+            answer = case.call(timeout=60)
             case.validate_response(answer, checks=CHECKS)
             if answer.status_code not in MEANT:
                 case.validate_response(answer, checks=[not_a_server_error])

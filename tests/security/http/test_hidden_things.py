@@ -190,10 +190,10 @@ def test_h19_no_setting_of_the_server_is_an_option(server: Served) -> None:
 def test_h19_what_is_an_option_takes_no_path(server: Served) -> None:
     before = asked(server, "GET", "/sdapi/v1/options").json()
     for name in OPTIONS:
-        for value in ("/etc/passwd", "../../x", {"a": 1}, 10**30, True, "http://127.0.0.1/"):
+        for value in ("../../etc/passwd", {"a": 1}, 10**30):
             answer = asked(server, "POST", "/sdapi/v1/options", json={name: value})
             assert answer.status_code in (200, 404, 422), (name, value, answer.text)
     after = asked(server, "GET", "/sdapi/v1/options").json()
     changed = {name for name in after if after[name] != before[name]}
-    assert changed <= {"live_previews_enable", "fewstep_insist", "fewstep_student"}, changed
+    assert changed <= {"fewstep_student"}, changed  # a name; one that is not there is refused when it draws
     assert asked(server, "GET", "/sdapi/v1/options", "bob").json() == before

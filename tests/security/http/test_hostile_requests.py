@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import socket
@@ -20,15 +21,19 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "api"))
 
 from served import Served, serving
 
+from fewstep.engine.adapters import Catalogue
+from fewstep.engine.backends.fake import FakeBackend
 from fewstep.errors import FewstepError
 from fewstep.prompt import infotext
-from fewstep.server import urls
+from fewstep.server import limits, urls
 from fewstep.server.orders import Order
+from fewstep.server.schemas import live
 from fewstep.server.settings import Limits
 
 LONG = 60.0
@@ -36,8 +41,8 @@ LONG = 60.0
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    limits = Limits(body_seconds=1.0, max_body=1 << 20)
-    with serving(tmp_path_factory.mktemp("hostile"), allow_urls=True, limits=limits) as served:
+    small = Limits(body_seconds=1.0, max_body=1 << 20)
+    with serving(tmp_path_factory.mktemp("hostile"), allow_urls=True, limits=small) as served:
         yield served
 
 
@@ -87,6 +92,28 @@ def test_h06_adapters_in_prompts_are_names(server: Served, audit: Any, prompt: s
     assert answer.status_code in (404, 422), answer.text
     assert len(answer.text) < 2000
     assert not [name for name in opened if "passwd" in name or name.endswith((".safetensors", "x"))]
+
+
+def test_h06_adapters_of_an_order_are_limited(tmp_path: Path) -> None:
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    for number in range(9):
+        tensors = {f"{layer}.lora_A.weight": np.ones((2, 8), np.float32),
+                   f"{layer}.lora_B.weight": np.ones((8, 2), np.float32)}  # fmt: skip
+        save_file(tensors, tmp_path / f"n{number}.safetensors")
+    info = dataclasses.replace(FakeBackend().info, adapters=Catalogue([tmp_path]))
+
+    def asked(count: int) -> Order:
+        return Order(settings={"prompt": "".join(f"<lora:n{one}:1>" for one in range(count)), "seed": 0})
+
+    assert len(limits.checked(info, asked(8), Limits()).adapters) == 8
+    with pytest.raises(FewstepError, match="9 adapters"):
+        limits.checked(info, asked(9), Limits())
+
+
+def test_h13_half_a_character_on_the_socket() -> None:
+    with pytest.raises(live.Unclear, match="half a character"):
+        live.parse('{"id": 1, "prompt": "\\ud800"}')
+    assert live.parse('{"id": 1, "prompt": "\\ud83d\\ude00"}')
 
 
 class Listener:

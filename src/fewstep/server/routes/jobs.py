@@ -40,13 +40,11 @@ _TEXTS = {
     504: "too late", 507: "the disk is full",
 }  # fmt: skip
 # All but one by reference: a model for each status of each route would take long to build at every start.
+_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": text,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
-    }
-    for status, text in _TEXTS.items()
-} | {422: {"model": ErrorBody, "description": _TEXTS[422]}}
+    status: {"description": text, "content": _CONTENT} for status, text in _TEXTS.items()
+}
+ERRORS[422] = {"model": ErrorBody, "description": _TEXTS[422]}
 """What every route of our own API may answer instead."""
 
 ELSEWHERE = 0.5

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fewstep.errors import UsageError
-from fewstep.server.security.json_guard import check_json
+from fewstep.server.security.json_guard import check_characters
 
 Format = Literal["jpeg", "webp", "png"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -119,7 +119,7 @@ def parse(text: str) -> Message:
         Unclear: it is none; it names the field.
     """
     try:
-        check_json(text.encode("utf-8"))
+        check_characters(text.encode("utf-8"))
         values = json.loads(text)
     except UsageError as error:
         raise Unclear(f"message is refused: {error}") from None

@@ -58,8 +58,7 @@ def check_json(data: bytes) -> None:
             raise MalformedJson(f"byte {error.start} is not UTF-8") from None
     if b"\0" in data[:4]:  # UTF-16 and UTF-32, which Python's parser would read
         raise MalformedJson("not UTF-8")
-    if _HALF.search(data) and (whole := _WHOLE.match(data)) and _HALF.match(data, whole.end()):
-        raise UsageError(f"JSON body: half a character at byte {whole.end()}; send whole ones")
+    check_characters(data)
     keys: list[set[bytes] | None] = []  # one entry a level; of arrays None
     position = plain = items = quotes = 0
     while True:
@@ -79,6 +78,16 @@ def check_json(data: bytes) -> None:
         following = data[position : position + 64].lstrip(b" \t\r\n")
         if following.startswith(b":") and keys and (names := keys[-1]) is not None:
             _remember(data[start:position], names)
+
+
+def check_characters(data: bytes) -> None:
+    """Refuse a JSON text in which an escape is half a character, which no file or database has bytes for.
+
+    Raises:
+        UsageError: names the byte.
+    """
+    if _HALF.search(data) and (whole := _WHOLE.match(data)) and _HALF.match(data, whole.end()):
+        raise UsageError(f"JSON: half a character at byte {whole.end()}; send whole ones")
 
 
 def _structure(part: bytes, keys: list[set[bytes] | None], items: int) -> int:
