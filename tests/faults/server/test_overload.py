@@ -185,6 +185,33 @@ def test_o04_a_client_that_leaves_while_its_order_waits(server: Served, counted:
     assert counted.orders("a1111", "cancelled") == 1 == counted.orders("openai", "cancelled")
 
 
+def test_o04_an_order_that_is_being_recorded_is_taken_back(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go, plain = threading.Event(), threading.Event(), server.services.generator.submit
+    taken: list[Any] = []
+
+    def slow(*given: Any, **named: Any) -> Any:
+        entered.set()
+        assert go.wait(LONG)
+        taken.append(plain(*given, **named))
+        return taken[-1]
+
+    with server.held():
+        one_runs(server)
+        before = server.backend.calls
+        with monkeypatch.context() as patched:
+            patched.setattr(server.services.generator, "submit", slow)
+            leave = _socket(server)
+            assert entered.wait(LONG)
+            leave()
+            until(lambda: all(one.left is not None for one in server.app.state.live_sessions._all.values()))
+            go.set()
+            until(lambda: taken and taken[0].task.done)
+        assert taken[0].task.state == "cancelled"
+    assert server.backend.calls - before == 3  # of the one that ran
+
+
 def _plain(server: Served) -> Callable[[], None]:
     return client_that_leaves(server, "/sdapi/v1/txt2img", DRAW | {"steps": 5}).close
 
