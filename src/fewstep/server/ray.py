@@ -43,7 +43,7 @@ NAME: Final = "fewstep"
 """Of the application and of its deployment."""
 _OPENING = 0.05
 """Seconds between looks whether a replica is ready."""
-_ATTEMPTS: Final = 2
+_ATTEMPTS: Final = 4
 """To start a cluster: Ray gives its own processes 30 s, which a busy machine may need for reading them."""
 _ORDERS: Final = "orders"
 
