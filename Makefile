@@ -19,7 +19,7 @@ SET ?=
 WORKERS ?= 2
 # Methods whose students are trained and measured, and the stages that the bundled model ships.
 STUDENTS ?= lightning progressive
-LANDED := --student four=unconditional-4 --student two=unconditional-2
+LANDED := --student four=unconditional-4 --student two=unconditional-2 --student one=unconditional-1
 
 # Prompts are free text: they reach the program through the environment, unexpanded by make and unseen by the shell.
 # `unexport` because exporting PROMPT itself would expand a `$` in it.
