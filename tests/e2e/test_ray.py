@@ -95,7 +95,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         return False
 
     try:
-        until(ready, 240)
+        until(ready, 420)
         yield found
     finally:
         with contextlib.suppress(ProcessLookupError):
