@@ -363,6 +363,7 @@ def test_o18_what_clients_and_metrics_count(server: Served, counted: Counted) ->
 
 def test_o20_the_clock_of_the_system_decides_nothing(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = time.time
+    assert server.services.generator.queue._clock is time.monotonic
     with server.held() as gate:
         first = one_runs(server)
         waits = order(server, deadline=100.0)
