@@ -31,7 +31,7 @@ COMMANDS: dict[str, str] = {
     "merge": "Merge checkpoints of one family into one, or make a fine-tune few-step.",
     "models": "List, name, show, forget and download models.",
     "doctor": "Say what was found on this machine and what is missing.",
-    "serve": "Serve pictures over HTTP: APIs of the WebUI, of OpenAI, and our own.",
+    "serve": "Serve pictures over HTTP, to clients of the WebUI, of OpenAI, and our own.",
     "data": "Prepare training data.",
     "train": "Train a model from a recipe, or teach one what is on a folder of pictures.",
     "distill": "Turn a teacher of many steps into a student of few.",

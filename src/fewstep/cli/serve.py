@@ -96,7 +96,7 @@ def command(
         str, typer.Option("--replicas", metavar="N|MIN-MAX", help="With --ray.", rich_help_panel=_MANY)
     ] = "1",
 ) -> None:
-    """Serve pictures over HTTP, to clients of the Stable Diffusion WebUI, of OpenAI's images, and our own.
+    """Serve pictures over HTTP, to clients of the WebUI, of OpenAI, and our own.
 
     It listens on http://127.0.0.1:7860 and takes no requests from other machines unless you say so.
     """

@@ -168,7 +168,8 @@ class Services:
 
     def _cancels(self) -> dict[str, Callable[[], object]]:
         """How each job that has not ended here is cancelled, by its id."""
-        return {one.id: one.cancel for one in (*self.generator.waiting(), *self.children.waiting())}
+        drawn: dict[str, Callable[[], object]] = {one.id: one.cancel for one in self.generator.waiting()}
+        return drawn | {one.id: one.cancel for one in self.children.waiting()}
 
 
 def services_of(connection: HTTPConnection) -> Services:

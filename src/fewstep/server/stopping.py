@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -57,7 +57,7 @@ class Server(uvicorn.Server):
         target = self._drain if self._signals == 1 else self._stop
         threading.Thread(target=target, name="fewstep-stop", daemon=True).start()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def startup(self, sockets: list[Any] | None = None) -> None:
         """Listen, and say where."""
         await super().startup(sockets)
         if self.started:
