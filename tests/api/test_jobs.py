@@ -139,6 +139,20 @@ def test_an_order_sent_twice_is_done_once(server: Served, client: httpx.Client) 
     assert other.status_code == 409
 
 
+def test_an_order_that_found_no_place_after_all_leaves_no_job(
+    server: Served, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fewstep.errors import QueueFull
+
+    def full(*args: Any, **given: Any) -> Any:
+        raise QueueFull("the queue is full: another order was quicker")
+
+    before = client.get("/jobs").json()["jobs"][0]["id"]
+    monkeypatch.setattr(server.services.generator.queue, "submit", full)
+    assert client.post("/jobs", json={"prompt": "a dog"}).status_code == 429
+    assert client.get("/jobs").json()["jobs"][0]["id"] == before
+
+
 def test_o03_a_deadline_stops_a_running_order(server: Served, client: httpx.Client) -> None:
     with server.held() as gate:
         job = order(client, deadline=0.2)["id"]

@@ -113,7 +113,10 @@ class Generator:
         except FewstepError as error:
             self._forget(pending)
             self._metrics.rejected(_reason(error))
-            self._state(pending, "failed", error=str(error))
+            if order.job_id is not None:
+                self._state(pending, "failed", error=str(error))
+            elif order.recorded:
+                self._jobs.discard(job_id)
             raise
         pending.task.add_done_callback(lambda task: self._ended(pending, task))
         return pending
@@ -248,7 +251,9 @@ class Generator:
         self, engine: Engine, tasks: Sequence[Task[GenerateResult]], pendings: Sequence[Pending]
     ) -> None:
         for one in pendings:
-            self._state(one, "running")
+            # By the other thread, so that no commit is waited for; after a crash both states are unfinished.
+            with contextlib.suppress(RuntimeError):  # it is stopped already
+                self._finisher.submit(self._state, one, "running")
             one.begin()
 
         def told(one: Pending) -> Callable[[StepReport], None]:

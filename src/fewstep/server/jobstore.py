@@ -190,6 +190,11 @@ class JobStore:
                 raise _unknown()
             return False
 
+    def discard(self, job_id: str) -> None:
+        """Forget a job that was recorded and then not taken: nobody was told of it."""
+        with self._database.writing() as session:
+            session.exec(delete(JobRow).where(col(JobRow.id) == job_id, col(JobRow.state) == "queued"))
+
     def get(self, job_id: str, owner: str | None) -> JobRow:
         """Return a job.
 

@@ -200,6 +200,8 @@ def _view(services: Services, job_id: str, mine: str | None) -> JobView:
 def _row(services: Services, row: Any) -> JobView:
     pending = _pending(services, row.id)
     position = None
+    if isinstance(pending, Pending) and row.state == "queued" and pending.task.state == "running":
+        row.state = "running"  # which is recorded a little later
     if pending is not None and row.state == "queued":
         if isinstance(pending, ChildJob):
             position = services.children.position(pending) or None
