@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from pathlib import Path
 
+import _running as running
 from _styles import (
     ROOT,
     Hits,
@@ -35,10 +34,9 @@ from style_loras import save_grid
 from fewstep.checkpoint import atomic
 from fewstep.cli import main as cli
 from fewstep.cli.evaluate import stages
-from fewstep.cli.libraries import quiet_libraries
 from fewstep.data.style_sets import load_sets
 from fewstep.engine.engine import Engine
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import UsageError
 from fewstep.evaluation import plots
 
 NAME = "few-step-merge"
@@ -111,7 +109,7 @@ def write(
     grid: list[list[plots.Tile | None]],
     weights: dict[str, str],
 ) -> None:
-    command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
+    command = running.command()
     first = next(iter(rows.values()))
     lines = [
         "# A fine-tune made few-step by a merge",
@@ -156,14 +154,5 @@ def write(
     print(text)
 
 
-def main() -> None:
-    arguments = parsed()
-    quiet_libraries()
-    try:
-        run(arguments)
-    except FewstepError as error:
-        sys.exit(f"few_step_merge: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    running.guarded(run, parsed())

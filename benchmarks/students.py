@@ -21,19 +21,17 @@ import dataclasses
 import fnmatch
 import os
 import platform
-import shlex
-import sys
 from pathlib import Path
 
+import _running as running
 from first_picture import cpu
 
 from fewstep.checkpoint import atomic
 from fewstep.cli.evaluate import stages
-from fewstep.cli.libraries import quiet_libraries
 from fewstep.data.emoji import open_drawings
 from fewstep.data.preparation import load_selection
 from fewstep.engine.engine import Engine
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import UsageError
 from fewstep.evaluation import plots, studentpages, trained
 from fewstep.evaluation.drawing import Job
 from fewstep.evaluation.featurenets import choose
@@ -69,15 +67,6 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = parsed()
-    quiet_libraries()
-    try:
-        run(arguments)
-    except FewstepError as error:
-        sys.exit(f"students: {error}")
-
-
 def run(arguments: argparse.Namespace) -> None:
     file = arguments.out / "table.json"
     before = Table.from_json(file.read_text("utf-8")) if file.is_file() and not arguments.anew else None
@@ -90,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     entrants = [Entrant(name=TEACHER, folder=arguments.teacher)]
     for text in arguments.students:
         entrants += students_of(text, arguments.pictures.parent / "networks")
-    command = shlex.join(["python", "benchmarks/students.py", *sys.argv[1:]])
+    command = running.command()
     if arguments.time:
         if before is None:
             raise UsageError(f"{file}: no such table; measure the rows first, without --time")
@@ -256,4 +245,4 @@ def write(out: Path, table: Table) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    running.guarded(run, parsed())

@@ -20,18 +20,16 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shlex
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import _running as running
 import numpy as np
 from PIL import Image
 
 from fewstep.checkpoint import atomic
 from fewstep.cli.evaluate import stages
-from fewstep.cli.libraries import quiet_libraries
 from fewstep.data import split
 from fewstep.data.backgrounds import load_backgrounds
 from fewstep.data.captions import caption, object_text, with_article
@@ -41,7 +39,7 @@ from fewstep.data.preparation import load_selection
 from fewstep.data.style_sets import OBJECT, Styled, StyleSets, load_sets
 from fewstep.engine.adapters import Catalogue
 from fewstep.engine.engine import Engine
-from fewstep.errors import DataError, FewstepError, UsageError
+from fewstep.errors import DataError, UsageError
 from fewstep.evaluation import accuracy, plots, stylejudge
 from fewstep.evaluation.drawing import Job, Sampling, draw
 from fewstep.evaluation.setfigures import share_interval
@@ -246,7 +244,7 @@ def run(arguments: argparse.Namespace) -> None:
             grid.append(shown)
     weights = engine.info.hash
     engine.close()
-    command = shlex.join(["python", "benchmarks/style_loras.py", *sys.argv[1:]])
+    command = running.command()
     text = table(rows, command)
     atomic.write_text(arguments.out / "table.md", text)
     content = {"command": command, "model": weights, "rows": [asdict(row) for row in rows]}
@@ -326,14 +324,5 @@ def table(rows: list[Row], command: str) -> str:
     return "\n".join([*lines, "", f"`{command}`", ""])
 
 
-def main() -> None:
-    arguments = parsed()
-    quiet_libraries()
-    try:
-        run(arguments)
-    except FewstepError as error:
-        sys.exit(f"style_loras: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    running.guarded(run, parsed())

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _running as running
 import numpy as np
 from _styles import (
     ROOT,
@@ -45,14 +44,13 @@ from style_loras import save_grid
 
 from fewstep.checkpoint import atomic
 from fewstep.cli.evaluate import stages
-from fewstep.cli.libraries import quiet_libraries
 from fewstep.data.backgrounds import load_backgrounds
 from fewstep.data.compositions import compose
 from fewstep.data.emoji import open_drawings
 from fewstep.data.style_sets import StyleSets, load_sets
 from fewstep.diffusion.timesteps import truncate_for_strength
 from fewstep.engine.engine import Engine
-from fewstep.errors import DataError, FewstepError, UsageError
+from fewstep.errors import DataError, UsageError
 from fewstep.evaluation import plots
 
 TEACHER = "teacher"
@@ -215,7 +213,7 @@ def write(
     found: dict[tuple[str, str, str], Hits],
     facts: dict[str, Any],
 ) -> None:
-    command = shlex.join(["python", "benchmarks/style_students.py", *sys.argv[1:]])
+    command = running.command()
     lines = [
         "# Style adapters on students",
         "",
@@ -276,14 +274,5 @@ def write(
     print(text)
 
 
-def main() -> None:
-    arguments = parsed()
-    quiet_libraries()
-    try:
-        run(arguments)
-    except FewstepError as error:
-        sys.exit(f"style_students: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    running.guarded(run, parsed())

@@ -111,6 +111,9 @@ def run(place: Path, one: Mutation, seconds: float) -> dict[str, Any]:
     if one.old not in whole:
         return {"result": "stale", "seconds": 0.0}
     began = time.monotonic()
+    code, output = in_a_fork(place, one, seconds)
+    if code != 0:
+        return {"result": "broken", "seconds": round(time.monotonic() - began, 1), "by": output[-300:]}
     try:
         file.write_text(whole.replace(one.old, one.new))
         code, output = in_a_fork(place, one, seconds)

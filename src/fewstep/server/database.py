@@ -10,8 +10,7 @@ share one file:
   other, which SQLite answers with an error at once, whatever the timeout;
 - ten seconds of waiting for another writer.
 
-Importing this module costs SQLAlchemy and SQLModel, half a second of one core: `fewstep.server.stores`
-imports it in a thread, after the server listens.
+Importing this module costs SQLAlchemy and SQLModel, half a second of one core.
 """
 
 from __future__ import annotations

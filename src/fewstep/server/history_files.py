@@ -129,16 +129,7 @@ def throw_away(root: Path, picture: Path, marks: Marks) -> None:
     Raises:
         OutputError: it cannot be moved; then it is where it was.
     """
-    target = root / TRASH / picture.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The marks first: a picture in the trash without any would not know where it came from.
-    write_marks(target, marks)
-    try:
-        atomic.rename_file(picture, target)
-    except OutputError:
-        _remove(target.with_suffix(".json"))
-        raise
-    _remove(picture.with_suffix(".json"))
+    _move(picture, root / TRASH / picture.name, marks)
 
 
 def put_back(root: Path, picture: Path, day: str, marks: Marks) -> None:
@@ -147,8 +138,12 @@ def put_back(root: Path, picture: Path, day: str, marks: Marks) -> None:
     Raises:
         OutputError: it cannot be moved; then it is where it was.
     """
-    target = root / day / picture.name
+    _move(picture, root / day / picture.name, marks)
+
+
+def _move(picture: Path, target: Path, marks: Marks) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    # The marks first: a picture in the trash without any would not know where it came from.
     write_marks(target, marks)
     try:
         atomic.rename_file(picture, target)

@@ -34,7 +34,6 @@ class Pending:
         self.id = job_id
         self.future: concurrent.futures.Future[Drawn] = concurrent.futures.Future()
         self.progress: Progress | None = None
-        self.skipped = False
         self._listeners: list[OnProgress] = [] if on_progress is None else [on_progress]
         self._task: Task[GenerateResult] | None = None
         self._started: float | None = None
