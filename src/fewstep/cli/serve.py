@@ -86,6 +86,12 @@ def command(
             "--grace", min=0.0, rich_help_panel=_WORK, help="Seconds for running orders when it is stopped."
         ),
     ] = 30.0,
+    studio: Annotated[
+        bool,
+        typer.Option(
+            "--studio/--no-studio", help="The web page, at the address itself.", rich_help_panel=_WORK
+        ),
+    ] = True,
     json_logs: Annotated[
         bool, typer.Option("--json-logs", help="One JSON object a line.", rich_help_panel=_WORK)
     ] = False,
@@ -105,6 +111,7 @@ def command(
 
         from fewstep.server import fleet, logs, stopping
         from fewstep.server.app import create_app
+        from fewstep.studio import mount
     except ImportError as error:
         raise DependencyError(f"serve: {error.name} is not installed; install it with: {INSTALL}") from None
     keys = fleet.keys(os.environ, *(key or []))
@@ -125,7 +132,10 @@ def command(
         return
     if replicas != "1":
         raise UsageError("--replicas is for --ray: without it there is one server")
-    app = create_app(settings)
+    app = create_app(settings, pages=mount.POLICIES, uploads=mount.UPLOADS)
+    if studio:
+        services = app.state.services
+        mount.attach(app, warm=lambda: services.started or services.failure is not None, data=settings.data)
     server = stopping.Server(
         uvicorn.Config(
             app, host=host, port=port, log_config=None, access_log=False, server_header=False,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -14,6 +15,7 @@ from fewstep import __version__
 from fewstep.errors import FewstepError
 from fewstep.server import faults, security
 from fewstep.server.routes import a1111, datasets, images, jobs, live, openai, ops, work
+from fewstep.server.security.bodies import MULTIPART
 from fewstep.server.services import Services
 from fewstep.server.settings import ServerSettings
 
@@ -23,12 +25,20 @@ if TYPE_CHECKING:
 _log = logging.getLogger("fewstep.server")
 
 
-def create_app(settings: ServerSettings | None = None, *, opener: Opener | None = None) -> FastAPI:
+def create_app(
+    settings: ServerSettings | None = None,
+    *,
+    opener: Opener | None = None,
+    pages: Mapping[str, str] = MappingProxyType({}),
+    uploads: Sequence[str] = (),
+) -> FastAPI:
     """The application of one server; it opens its database and model when it is started.
 
     Args:
         settings: how it behaves; None is the defaults.
         opener: opens engines; for tests.
+        pages: Content-Security-Policy by prefix of the path, for pages that the caller adds.
+        uploads: paths of such pages that take files as forms.
 
     Raises:
         UsageError: a public address without a key.
@@ -45,7 +55,7 @@ def create_app(settings: ServerSettings | None = None, *, opener: Opener | None 
     for part in (ops, jobs, images, work, datasets, live, openai, a1111):
         app.include_router(part.router)
     faults.install(app)
-    security.protect(app, settings)
+    security.protect(app, settings, pages=pages, multipart=(*MULTIPART, *uploads))
     return app
 
 

@@ -1,0 +1,159 @@
+"""The studio's place in a server: a page that loads itself at once, and Gradio's when it is built.
+
+Importing Gradio takes longer than starting the server does, so it begins in a thread when the server has
+drawn its first picture, or failed to. Until then `/studio/` answers with a page that asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fewstep.studio.words import LANGUAGES, Words, language_of
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_log = logging.getLogger("fewstep.studio")
+
+PATH: Final = "/studio"
+POLICIES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        # Gradio's page has scripts and styles of its own in line, and makes functions from text (the island's
+        # templates are such). Nothing is loaded from, or sent to, anywhere but this server.
+        PATH: "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+        "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
+        "font-src 'self' data:; worker-src 'self' blob:; connect-src 'self' data: blob:; object-src 'none'; "
+        "base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+    }
+)
+"""Content-Security-Policy by prefix of the path, for `fewstep.server.app.create_app`."""
+UPLOADS: Final = (f"{PATH}/en/gradio_api/upload", f"{PATH}/zh/gradio_api/upload")
+"""Paths that take files as forms, for `fewstep.server.app.create_app`."""
+
+_LOADING: Final = """<!doctype html>
+<html lang="{language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="refresh" content="1"><title>fewstep</title><style>
+html{{color-scheme:light dark;font:1.1rem system-ui,sans-serif}}
+body{{min-height:90vh;display:grid;place-content:center;justify-items:center;gap:1rem}}
+i{{width:9rem;height:.3rem;border-radius:1rem;animation:go 1.2s linear infinite;
+background:linear-gradient(90deg,#7c3aed 40%,#7c3aed33 40%) 0/200%}}
+@keyframes go{{to{{background-position:-200%}}}}
+</style></head><body><main><h1>fewstep</h1><p>{text}</p></main><i aria-hidden="true"></i></body></html>
+"""
+
+
+def attach(app: FastAPI, *, warm: Callable[[], bool], data: os.PathLike[str]) -> None:
+    """Give a server's application the studio, below `PATH`, and send its start page there.
+
+    Args:
+        app: not yet started.
+        warm: whether the server has got past the work of its own start.
+        data: folder of the server; the studio's uploads and settings lie below it.
+    """
+    studio = _Later(warm, os.fspath(data))
+    inner = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(started: FastAPI) -> AsyncIterator[None]:
+        async with inner(started), studio.running():
+            yield
+
+    app.router.lifespan_context = lifespan
+    app.add_route("/", _start, include_in_schema=False)
+    app.mount(PATH, studio)
+
+
+async def _start(request: Request) -> Response:
+    return RedirectResponse(f"{PATH}/{language_of(request.headers, request.cookies)}/")
+
+
+class _Later:
+    """The pages, once there are any."""
+
+    def __init__(self, warm: Callable[[], bool], data: str) -> None:
+        self._warm = warm
+        self._data = data
+        self._app: ASGIApp | None = None
+        self._failure: str | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+            if path == "/":
+                request = Request(scope, receive)
+                await RedirectResponse(f"{PATH}/{language_of(request.headers, request.cookies)}/")(
+                    scope, receive, send
+                )
+                return
+            if self._app is None:
+                await self._loading(path)(scope, receive, send)
+                return
+        if self._app is not None:
+            await self._app(scope, receive, send)
+
+    def _loading(self, path: str) -> Response:
+        language = path.split("/")[1]
+        words = Words(language if language in LANGUAGES else "en")
+        text = words("page.loading") if self._failure is None else words("page.failed", why=self._failure)
+        html = _LOADING.format(language=words.language, text=text)
+        return HTMLResponse(html, status_code=503, headers={"Retry-After": "1"})
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Build the pages meanwhile, and close what they opened at the end."""
+        end = asyncio.Event()
+        task = asyncio.create_task(self._run(end))
+        try:
+            yield
+        finally:
+            end.set()
+            await task
+
+    async def _run(self, end: asyncio.Event) -> None:
+        try:
+            while not (self._warm() or end.is_set()):
+                await asyncio.sleep(0.05)
+            if end.is_set():
+                return
+            app = await asyncio.to_thread(_build, self._data)
+            async with app.router.lifespan_context(app):
+                self._app = app
+                await end.wait()
+        except ImportError as error:
+            self._failure = f'{error.name} is not installed; install it with: pip install "fewstep[serve]"'
+        except Exception:
+            _log.exception("the studio could not start")
+            self._failure = "see the server's log"
+
+
+def _build(data: str) -> Starlette:
+    """The pages in every language, as one application."""
+    from fewstep.studio import quiet
+
+    quiet.before_import(data)
+    import gradio
+    from fastapi import FastAPI
+
+    from fewstep.studio import page
+
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    for language in LANGUAGES:
+        look = page.look()
+        gradio.mount_gradio_app(
+            app, page.build(language), f"/{language}", footer_links=[], run_history=False, show_error=True,
+            ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
+            max_file_size="64mb", app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+            theme=look.theme, css=look.css, js=look.js, head=look.head,
+        )  # fmt: skip
+    return app

@@ -1,0 +1,72 @@
+"""One page in one language: its head, its tabs, and what leads from one tab to another."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from importlib import resources
+from typing import Final
+
+import gradio as gr
+
+from fewstep import __version__
+from fewstep.studio import sending
+from fewstep.studio.frame import Frame
+from fewstep.studio.tabs import TABS
+from fewstep.studio.words import COOKIE, LANGUAGES, Words
+
+_FONTS: Final = ("system-ui", "sans-serif")
+"""Of the system: nothing is loaded from elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the page looks like, and the script that all of it shares."""
+
+    theme: gr.Theme
+    css: str
+    js: str
+    head: str
+
+
+def look() -> Look:
+    """Of every language's page."""
+    theme = gr.themes.Soft(primary_hue="violet", font=_FONTS, font_mono=("ui-monospace", "monospace"))
+    return Look(theme=theme, css=_asset("page.css"), js=_asset("page.js"), head="")
+
+
+def build(language: str) -> gr.Blocks:
+    """The page.
+
+    Args:
+        language: one of `fewstep.studio.words.LANGUAGES`.
+    """
+    words = Words(language)
+    frame = Frame(words)
+    blocks: gr.Blocks
+    with gr.Blocks(title=words("page.title"), analytics_enabled=False, fill_width=True) as blocks:
+        gr.HTML(_header(words), elem_id="top", padding=False)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            frame.tabs = tabs
+            for name, build_tab in TABS.items():
+                with gr.Tab(words(f"page.{name}"), id=name, elem_id=f"tab-{name}") as tab:
+                    frame.tab = tab
+                    build_tab(frame)
+        sending.wire(frame)
+    # Events wait for the server's own queue; Gradio's would be a second one.
+    blocks.queue(default_concurrency_limit=None, api_open=False)
+    return blocks
+
+
+def _header(words: Words) -> str:
+    other = next(language for language in LANGUAGES if language != words.language)
+    text = html.escape(words("page.language"))
+    return (
+        f'<header class="fewstep-top"><strong>fewstep</strong> <small>{html.escape(__version__)}</small>'
+        f'<a href="../{other}/" lang="{other}" hreflang="{other}" '
+        f"onclick=\"document.cookie='{COOKIE}={other};path=/;max-age=31536000;samesite=strict'\">{text}</a></header>"
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("fewstep.studio").joinpath("assets", name).read_text("utf-8")

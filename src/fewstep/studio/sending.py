@@ -1,0 +1,80 @@
+"""From one tab to another: a picture, with all that is known of how it was made."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, Final
+
+import gradio as gr
+from PIL import Image
+
+from fewstep.studio.client import ApiError, api_of
+from fewstep.studio.frame import Frame, Source, Target
+
+TARGETS: Final = ("image", "inpaint", "settings", "extras", "info")
+"""Names of what a picture may be sent to: start of a picture; to be painted over; its settings into the form;
+to be enlarged; to be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A picture that is sent.
+
+    Args:
+        image_id: in the history.
+        view: what the history knows of it, ``/api/v1/images/ID``; its ``record`` has all settings.
+        data: the bytes of its file.
+    """
+
+    image_id: str
+    view: dict[str, Any]
+    data: bytes
+
+    def picture(self) -> Image.Image:
+        """Its pixels. The file is the server's own, made by it."""
+        picture = Image.open(io.BytesIO(self.data))
+        picture.load()
+        return picture
+
+
+def buttons(frame: Frame, tab: str, chosen: gr.State, *names: str) -> Source:
+    """A row of buttons that send the chosen picture elsewhere; call it where they are to stand."""
+    made = {
+        name: gr.Button(frame.words(f"sending.{name}"), size="sm", min_width=90, elem_id=f"{tab}-send-{name}")
+        for name in names
+    }
+    source = Source(tab, chosen, made)
+    frame.sources.append(source)
+    return source
+
+
+def wire(frame: Frame) -> None:
+    """Connect every button with its target; those without one are hidden."""
+    for source in frame.sources:
+        for name, button in source.buttons.items():
+            target = frame.targets.get(name)
+            if target is None:
+                button.visible = False
+            else:
+                _connect(frame, source, button, target)
+
+
+def _connect(frame: Frame, source: Source, button: gr.Button, target: Target) -> None:
+    words = frame.words
+    assert frame.tabs is not None
+
+    async def send(image_id: str | None, request: gr.Request) -> list[Any]:
+        if not image_id:
+            raise gr.Error(words("sending.nothing"), print_exception=False)
+        api = api_of(request)
+        try:
+            view = await api.get(f"/api/v1/images/{image_id}")
+            sent = Sent(image_id, view, await api.data(f"/api/v1/images/{image_id}/file"))
+            return [gr.Tabs(selected=target.tab), *await target.take(sent, request)]
+        except ApiError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    button.click(
+        send, [source.chosen], [frame.tabs, *target.outputs], show_progress="hidden", api_visibility="private"
+    )

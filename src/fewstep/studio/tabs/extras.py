@@ -1,0 +1,9 @@
+"""Extras: pictures enlarged and restored."""
+
+from __future__ import annotations
+
+from fewstep.studio.frame import Frame
+
+
+def build(frame: Frame) -> None:
+    """The tab."""

@@ -1,0 +1,9 @@
+"""PNG Info: what a picture says of its making."""
+
+from __future__ import annotations
+
+from fewstep.studio.frame import Frame
+
+
+def build(frame: Frame) -> None:
+    """The tab."""

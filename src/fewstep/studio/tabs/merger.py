@@ -1,0 +1,9 @@
+"""Merger: models merged."""
+
+from __future__ import annotations
+
+from fewstep.studio.frame import Frame
+
+
+def build(frame: Frame) -> None:
+    """The tab."""

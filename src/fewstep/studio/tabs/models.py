@@ -1,0 +1,9 @@
+"""Models: what there is, and more of it."""
+
+from __future__ import annotations
+
+from fewstep.studio.frame import Frame
+
+
+def build(frame: Frame) -> None:
+    """The tab."""

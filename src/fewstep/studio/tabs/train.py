@@ -1,0 +1,9 @@
+"""Train: adapters, embeddings, fine-tuned models."""
+
+from __future__ import annotations
+
+from fewstep.studio.frame import Frame
+
+
+def build(frame: Frame) -> None:
+    """The tab."""
