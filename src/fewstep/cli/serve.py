@@ -12,6 +12,8 @@ from fewstep.cli import output
 from fewstep.errors import DependencyError, EngineError, UsageError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from fewstep.server.settings import Key, ServerSettings
 
 INSTALL = 'pip install "fewstep[serve]"'
@@ -109,9 +111,7 @@ def command(
     try:
         import uvicorn
 
-        from fewstep.server import fleet, logs, stopping
-        from fewstep.server.app import create_app
-        from fewstep.studio import mount
+        from fewstep.server import early, fleet, stopping
     except ImportError as error:
         raise DependencyError(f"serve: {error.name} is not installed; install it with: {INSTALL}") from None
     keys = fleet.keys(os.environ, *(key or []))
@@ -126,29 +126,50 @@ def command(
         given["data"] = data
     settings = _settings(given)
     settings.check()
-    logs.configure(json=json_logs)
     if ray:
+        _logs(json_logs)
         _with_ray(given | {"replicas": replicas, "json_logs": json_logs}, keys)
         return
     if replicas != "1":
         raise UsageError("--replicas is for --ray: without it there is one server")
-    app = create_app(settings, pages=mount.POLICIES, uploads=mount.UPLOADS)
-    if studio:
-        services = app.state.services
-        mount.attach(app, warm=lambda: services.started or services.failure is not None, data=settings.data)
+    app = early.Early(settings, lambda: _build(settings, studio=studio, json_logs=json_logs))
     server = stopping.Server(
         uvicorn.Config(
             app, host=host, port=port, log_config=None, access_log=False, server_header=False,
             timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024,
         ),
-        app.state.services,
+        app,
         lambda found: output.note(f"listening on http://{host}:{found} (Ctrl-C stops it)"),
     )  # fmt: skip
     server.run()
+    if isinstance(app.error, ImportError):
+        raise DependencyError(f"serve: {app.error.name} is not installed; install it with: {INSTALL}")
+    if app.error is not None:
+        raise app.error
     if server.broken:
         raise EngineError(
             "serve: the worker broke down too often and the server ended; see its log, then start it again"
         )
+
+
+def _build(settings: ServerSettings, *, studio: bool, json_logs: bool) -> FastAPI:
+    """The application, whose imports take longer than opening the port."""
+    from fewstep.server.app import create_app
+    from fewstep.studio import mount
+
+    _logs(json_logs)
+    if not studio:
+        return create_app(settings)
+    app = create_app(settings, pages=mount.POLICIES, uploads=mount.UPLOADS)
+    services = app.state.services
+    mount.attach(app, warm=lambda: services.started or services.failure is not None, data=settings.data)
+    return app
+
+
+def _logs(json: bool) -> None:
+    from fewstep.server import logs
+
+    logs.configure(json=json)
 
 
 def _settings(given: dict[str, Any]) -> ServerSettings:

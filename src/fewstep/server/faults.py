@@ -22,10 +22,8 @@ import re
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -34,6 +32,11 @@ from starlette.websockets import WebSocket, WebSocketState
 
 from fewstep import errors
 from fewstep.server import caller
+
+if TYPE_CHECKING:
+    # Imported where it is needed: `fewstep.server.early` answers before FastAPI is there.
+    from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 
 _log = logging.getLogger("fewstep.server")
 
@@ -87,6 +90,7 @@ class Fault:
 
 def install(app: FastAPI) -> None:
     """Answer all exceptions of an application's routes."""
+    from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 
     async def handle(connection: Any, error: Exception) -> Any:
         if isinstance(connection, WebSocket):
@@ -136,6 +140,8 @@ def answer(scope: Scope, error: BaseException) -> Response:
 
 def fault_of(error: BaseException) -> Fault:
     """What is told of an exception; paths and secrets are still in it."""
+    from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
+
     name = type(error).__name__
     if isinstance(error, RequestValidationError | WebSocketRequestValidationError):
         return _invalid(error)

@@ -186,14 +186,24 @@ class Generator:
         return chosen or self.pool.default
 
     def warm_up(self) -> None:
-        """Load the default model's networks: each denoiser draws a picture that nobody sees."""
+        """Load the networks that draw an order without further wishes: one step that nobody sees."""
+        self._warm("none")
+
+    def warm_rest(self, go_on: Callable[[], bool]) -> None:
+        """Load the default model's other denoisers, one by one, while nobody asks for anything.
+
+        Args:
+            go_on: asked before each of them.
+        """
+        # The fewest steps first: pictures that somebody waits for while typing.
+        for student in sorted(self.pool.info().students, key=lambda one: min(one.steps)):
+            if not go_on() or self.pool.loaded() != self.pool.default:
+                return
+            self._warm(student.name, min(student.steps))
+
+    def _warm(self, student: str, steps: int = 1) -> None:
         with self.pool.using() as engine:
-            engine.generate(resolve(engine.info, prompt="", num_inference_steps=1, student="none"))
-            for student in engine.info.students:
-                few = min(student.steps)
-                engine.generate(
-                    resolve(engine.info, prompt="", num_inference_steps=few, student=student.name)
-                )
+            engine.generate(resolve(engine.info, prompt="", num_inference_steps=steps, student=student))
 
     def again(self, job_id: str, values: Mapping[str, Any], owner: str) -> Pending:
         """Queue a recorded job once more; raises as `submit`, and DataError when its record is damaged."""

@@ -6,7 +6,6 @@ import html
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
 from urllib.parse import parse_qs
 
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Scope
@@ -14,6 +13,8 @@ from starlette.types import Scope
 from fewstep.server import caller
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from fewstep.server.security.keys import Keyring
 
 SESSION_SECONDS: Final = 7 * 86_400

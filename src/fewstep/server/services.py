@@ -118,6 +118,10 @@ class Services:
         except Exception:
             self.failure = "the server could not start; see its log"
             raise
+        try:
+            self.generator.warm_rest(lambda: not self._draining)
+        except FewstepError as error:
+            _log.warning("a student cannot be loaded: %s", error)
 
     def sees(self, owner: str) -> str | None:
         """Whose pictures and jobs an owner sees: its own, and everybody's where there are no keys."""

@@ -12,12 +12,11 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 
 from fewstep.server.idle import Idlers
-from fewstep.server.services import Services
 
 _log = logging.getLogger("fewstep.server")
 
@@ -27,26 +26,38 @@ _ANSWERS = 5
 """Seconds for answers that are being read when everything is drawn, and for watchers of long work."""
 
 
+class Stoppable(Protocol):
+    """What is served: `fewstep.server.services.Services`, and `fewstep.server.early.Early` before them."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether only a new process helps."""
+
+    def drain(self) -> bool:
+        """Take nothing more and let what runs end; whether it all did."""
+
+    def stop(self) -> None:
+        """Tell everything that runs to stop at once."""
+
+
 class Server(uvicorn.Server):
     """Listens until everything that runs has ended or its grace is over; new orders are refused meanwhile.
 
     Args:
         config: of uvicorn; its time for shutting down is set here.
-        services: of the application that it serves.
+        work: what it serves.
         on_listening: told the port once the server listens on it, which port 0 leaves to the system.
     """
 
-    def __init__(
-        self, config: uvicorn.Config, services: Services, on_listening: Callable[[int], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, work: Stoppable, on_listening: Callable[[int], None]) -> None:
         config.timeout_graceful_shutdown = _ANSWERS
         super().__init__(config)
-        self._services = services
+        self._work = work
         self._on_listening = on_listening
         self._idlers = Idlers()
         self._signals = 0
         self.broken = False
-        """Whether it ended because its worker broke down too often."""
+        """Whether it ended because what it serves was broken."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Of the first signal and of every further one, in the main thread between two of its steps."""
@@ -65,8 +76,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to end."""
-        if self._services.broken:
-            _log.error("the worker broke down too often: the server ends, see its log above")
+        if self._work.broken:
+            _log.error("the server cannot go on: it ends, see its log above")
             self.broken = True
             return True
         if counter % 10 == 0:
@@ -77,7 +88,7 @@ class Server(uvicorn.Server):
         _log.info("stopping: what runs may end, nothing more is taken; the same signal again stops at once")
         calm = False
         try:
-            calm = self._services.drain()
+            calm = self._work.drain()
         finally:
             self.should_exit = True
         if not calm:
@@ -85,7 +96,7 @@ class Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self._end_soon()
-        self._services.stop()
+        self._work.stop()
         self.should_exit = True
 
     def _end_soon(self) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-
-from fastapi import FastAPI
+from typing import TYPE_CHECKING
 
 from fewstep.server import login
 from fewstep.server.caller import owner, request_id
@@ -18,6 +17,9 @@ from fewstep.server.security.guard import OPEN, Guard
 from fewstep.server.security.json_guard import MalformedJson, check_json
 from fewstep.server.security.keys import Keyring
 from fewstep.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 __all__ = ["OPEN", "MalformedJson", "check_json", "owner", "protect", "request_id"]
 
