@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from fewstep.server.pending import OnProgress, Pending, finish
+from fewstep.server.pending import OnProgress, Pending
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from fewstep.server.generation import Generator
-    from fewstep.server.orders import Drawn, Order
+    from fewstep.server.orders import Order
 
 
 async def submit(generator: Generator, order: Order, on_progress: OnProgress | None = None) -> Pending:
@@ -27,15 +27,6 @@ async def submit(generator: Generator, order: Order, on_progress: OnProgress | N
         # The thread cannot be stopped: what it will have put into the queue is nobody's.
         submitting.add_done_callback(_take_back)
         raise
-
-
-async def draw(generator: Generator, order: Order) -> Drawn:
-    """Draw an order and wait for it. Cancelled, it takes the order back.
-
-    Raises:
-        As `Generator.draw`.
-    """
-    return await finish(await submit(generator, order))
 
 
 async def gone(request: Request) -> None:

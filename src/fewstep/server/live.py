@@ -2,21 +2,23 @@
 
 A session holds one wish, the newest. Of each wish there is first a picture in the fewest steps that the model
 can do, and when no newer one has come for a while the picture in full, from the same seed. A newer wish takes
-the older one's order out of the queue, or stops it at its next step. There is at most one order per session,
-in the same queue as everyone's.
+the older one's order out of the queue, or stops it at its next step; but a first picture that has been begun
+is finished if that takes a moment only, so that somebody who types steadily sees something. There is at most
+one order per session, in the same queue as everyone's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fewstep.errors import EngineError, FewstepError, QueueFull, UsageError
-from fewstep.server import faults, steps
+from fewstep.server import faults, native, steps
 from fewstep.server.orders import Drawn, Order
 from fewstep.server.schemas.live import Draw, Id
 
@@ -30,6 +32,8 @@ RESUME = 60.0
 """Seconds that a session is kept after its connection is gone."""
 MOST = 64
 """Sessions, those that are kept among them."""
+FINISHING = 0.3
+"""Seconds that a newer wish lets a first picture that was begun go on."""
 _RETRIES = 30
 """How often a full queue is asked again for one wish."""
 
@@ -43,8 +47,8 @@ class Studio:
     """What a session draws with."""
 
     info: Callable[[str | None], Awaitable[ModelInfo]]
-    draw: Callable[[Order], Coroutine[Any, Any, Drawn]]
-    """Cancelled, it takes the order back."""
+    draw: Callable[[Order, Callable[[], None]], Coroutine[Any, Any, Drawn]]
+    """Of an order, and what is called in any thread when it is begun. Cancelled, it takes the order back."""
     decode: Callable[[str, bool], Image]
     """From base64; True for a mask."""
     encode: Callable[[Image, Draw, str | None, dict[str, Any] | None], bytes]
@@ -147,7 +151,7 @@ class Session:
                 return
             if want.frame is not None and not final:
                 continue  # a connection before has shown it
-            drawn = await self._drawn(order, want, send)
+            drawn = await self._drawn(order, want, send, FINISHING if not final else 0.0)
             if drawn is None:
                 return
             frame = await asyncio.to_thread(self._frame, want, drawn, final)
@@ -156,11 +160,13 @@ class Session:
             self._last = frame
             await send(frame.header | {"id": want.id}, frame.data)
 
-    async def _drawn(self, order: Order, want: _Want, send: Send) -> Drawn | None:
-        """The pictures of an order, or None where something newer is wanted."""
+    async def _drawn(self, order: Order, want: _Want, send: Send, finishing: float) -> Drawn | None:
+        """The pictures of an order, or None where something newer is wanted and the seconds were too few."""
         for attempt in range(_RETRIES):
             try:
-                return await self._unless_replaced(self._studio.draw(order))
+                begun = threading.Event()
+                drawing = self._studio.draw(order, begun.set)
+                return await self._unless_replaced(drawing, begun, finishing)
             except QueueFull as error:
                 if not attempt:
                     await send(problem(error, want.id), None)
@@ -172,10 +178,14 @@ class Session:
                 raise EngineError("the picture could not be drawn; the server's log says why") from error
         raise QueueFull(f"the queue was full {_RETRIES} times: send the wish again later")
 
-    async def _unless_replaced(self, work: Coroutine[Any, Any, T]) -> T | None:
+    async def _unless_replaced(
+        self, work: Coroutine[Any, Any, T], begun: threading.Event, finishing: float
+    ) -> T | None:
         task, changed = asyncio.ensure_future(work), asyncio.ensure_future(self._changed.wait())
         try:
             await asyncio.wait({task, changed}, return_when=asyncio.FIRST_COMPLETED)
+            if finishing and begun.is_set() and self._want is not None:
+                await asyncio.wait({task}, timeout=finishing)
             return task.result() if task.done() else None
         finally:
             changed.cancel()
@@ -187,6 +197,8 @@ class Session:
 
     async def _replaced(self, seconds: float) -> bool:
         """Wait; whether something newer came."""
+        if self._changed.is_set():  # `wait_for` does not look when there is no time
+            return True
         try:
             await asyncio.wait_for(self._changed.wait(), max(seconds, 0.0))
         except TimeoutError:
@@ -283,12 +295,13 @@ def orders(draw: Draw, info: ModelInfo, pictures: dict[str, Image], *, owner: st
         NotFoundError: there is no student of that name.
     """
     few = steps.fewest(info, draw.student)
-    full: dict[str, Any] = {**draw.settings(), **pictures}
+    full: dict[str, Any] = {**draw.settings(), **native.translated(draw), **pictures}
     first = {**full, "num_inference_steps": few}
+    first.pop("hires", None)
     quick = draw.student or next((one.name for one in info.students if few in one.steps), None)
     if quick not in (None, "none"):
         # A student draws without guidance, and with its own solver.
-        for name in ("negative_prompt", "guidance_scale", "guidance_rescale", "solver"):
+        for name in ("negative_prompt", "guidance_scale", "guidance_rescale", "solver", "eta"):
             first.pop(name, None)
         first["student"] = quick
     asked = full.get("num_inference_steps")
@@ -300,7 +313,7 @@ def orders(draw: Draw, info: ModelInfo, pictures: dict[str, Image], *, owner: st
     return [
         Order(
             settings=settings, model=draw.model, owner=owner, client="live", save=final and draw.save,
-            recorded=final,
+            recorded=final, upscale=native.upscaling(draw.upscale) if final else None,
             deadline=None if final else FIRST_DEADLINE,
         )
         for settings, final in found

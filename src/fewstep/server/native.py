@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fewstep.server.childjob import ChildJob
     from fewstep.server.orders import Progress
     from fewstep.server.pending import Pending
+    from fewstep.server.schemas.live import Draw
     from fewstep.server.settings import ServerSettings
     from fewstep.server.tables import JobRow
 
@@ -51,16 +52,27 @@ def order(body: GenerateBody, settings: ServerSettings, *, owner: str) -> Order:
             values[field] = media.decode_text(
                 text, what=name, limits=settings.limits, mask=name == "mask", allow_urls=settings.allow_urls
             )
+    values |= translated(body)
+    return Order(
+        settings=values, model=body.model, owner=owner, client="native", upscale=upscaling(body.upscale),
+        save=body.save, parent=body.parent, deadline=body.deadline,
+    )  # fmt: skip
+
+
+def translated(body: GenerateBody | Draw) -> dict[str, Any]:
+    """The settings of a body that the engine has types of its own for.
+
+    Raises:
+        UsageError: a second pass with one of width and height.
+    """
+    values: dict[str, Any] = {}
     if body.hires is not None:
         values["hires"] = _hires(body.hires)
     if body.outpaint is not None:
         values["outpaint"] = Outpaint(**body.outpaint.model_dump())
     if body.adapters:
         values["adapters"] = tuple(AdapterUse(**one.model_dump()) for one in body.adapters)
-    return Order(
-        settings=values, model=body.model, owner=owner, client="native", upscale=_upscale(body.upscale),
-        save=body.save, parent=body.parent, deadline=body.deadline,
-    )  # fmt: skip
+    return values
 
 
 def job_view(job: JobRow, pending: Pending | ChildJob | None, position: int | None) -> JobView:
@@ -90,7 +102,12 @@ def _hires(body: HiresBody) -> Hires:
     )
 
 
-def _upscale(body: UpscaleBody) -> Upscale | None:
+def upscaling(body: UpscaleBody) -> Upscale | None:
+    """How every picture of an order is enlarged.
+
+    Raises:
+        UsageError: one of width and height.
+    """
     if (body.width is None) != (body.height is None):
         raise UsageError("upscale has one of width and height: give both, or neither")
     if body.name == "none":

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fewstep.engine.adapters import AdapterUse
 from fewstep.engine.backends.base import ModelInfo
 from fewstep.engine.backends.fake import FakeBackend
 from fewstep.errors import EngineError, NotFoundError, QueueFull, UsageError
-from fewstep.server import live
+from fewstep.server import live, native
 from fewstep.server.live import Session, Sessions, Studio
-from fewstep.server.orders import Drawn, Order
+from fewstep.server.orders import Drawn, Order, Upscale
 from fewstep.server.schemas.live import Draw, Ping, Unclear, parse
+from fewstep.server.schemas.native import GenerateBody
+from fewstep.server.settings import ServerSettings
 
 BASE = FakeBackend().info
 STUDENTS = FakeBackend(students={"two": (2,), "four": (4,)}).info
@@ -43,14 +46,18 @@ class Desk:
         self.errors: list[Exception] = []
         self.go = asyncio.Event()
         self.go.set()
+        self.begins = True
+        """Whether an order is begun as soon as it is there."""
         self.sent: list[dict[str, Any]] = []
 
     def studio(self) -> Studio:
         async def info(_: str | None) -> ModelInfo:
             return self._info
 
-        async def draw(order: Order) -> Drawn:
+        async def draw(order: Order, begun: Callable[[], None]) -> Drawn:
             self.orders.append(order)
+            if self.begins:
+                begun()
             await self.go.wait()
             if self.errors:
                 raise self.errors.pop(0)
@@ -110,6 +117,99 @@ def test_only_the_final_picture_is_kept() -> None:
     assert [order.save for order in made] == [False, True]
     assert {(order.owner, order.client) for order in made} == {("ann", "live")}
     assert not live.orders(wish(save=True, final=False), STUDENTS, {}, owner="")[0].save
+
+
+ALL: dict[str, Any] = {
+    "negative_prompt": "blue", "guidance_scale": 3.0, "guidance_rescale": 0.5, "solver": "euler", "eta": 0.5,
+    "seed": 9, "student": "two", "num_inference_steps": 4, "width": 64, "height": 32, "clip_skip": 1,
+    "emphasis": "no_norm", "strength": 0.5, "image_guidance_scale": 1.5, "masked_content": "noise",
+    "mask_blur": 3, "only_masked": True, "padding": 8, "invert_mask": True, "variation_seed": 4,
+    "variation_strength": 0.25, "insist": True, "outpaint": {"left": 8},
+    "adapters": [{"name": "ink", "weight": 0.5}], "hires": {"scale": 2.0, "steps": 3},
+}  # fmt: skip
+
+
+def test_the_final_picture_is_that_of_the_same_order_by_the_native_api() -> None:
+    """Whatever a form holds: what is seen while typing is what is drawn by the button."""
+    body = {"prompt": "red", **ALL, "upscale": {"name": "auto", "width": 256, "height": 128}}
+    ours = live.orders(Draw.model_validate(body), STUDENTS, {}, owner="ann")[-1]
+    theirs = native.order(GenerateBody.model_validate(body), ServerSettings(), owner="ann")
+    default = GenerateBody.model_fields
+    named = {name for name, value in theirs.settings.items() if name in ALL or value != default[name].default}
+    assert {name: theirs.settings[name] for name in named} == {name: ours.settings[name] for name in named}
+    assert named >= set(ALL)
+    assert ours.upscale == theirs.upscale is not None
+
+
+def test_every_field_of_the_native_api_is_one_of_the_live_modes_or_has_no_meaning_there() -> None:
+    """Else a form's setting would be lost while typing."""
+    without = {"kind", "n", "deterministic", "parent", "deadline"}
+    assert set(GenerateBody.model_fields) - without <= set(Draw.model_fields)
+
+
+def test_the_first_picture_has_the_adapters_and_neither_second_pass_nor_upscaler() -> None:
+    body = {"adapters": [{"name": "ink"}], "hires": {"scale": 2.0}, "upscale": {"name": "auto"}}
+    first, full = live.orders(wish(**body), STUDENTS, {}, owner="")
+    assert first.settings["adapters"] == full.settings["adapters"] == (AdapterUse(name="ink"),)
+    assert ("hires" in first.settings, "hires" in full.settings) == (False, True)
+    assert (first.upscale, full.upscale) == (None, Upscale(name="auto"))
+
+
+def test_a_first_picture_that_is_begun_is_shown_though_somebody_types_on() -> None:
+    """Else steady typing, faster than a picture is drawn, would show none."""
+
+    async def run() -> None:
+        desk = Desk()
+        session = Session(desk.studio())
+        running = asyncio.ensure_future(session.run(desk.send))
+        desk.go.clear()
+        session.want(wish(id=1))
+        await desk.until(lambda: desk.orders)
+        session.want(wish(prompt="blue", id=2))
+        await asyncio.sleep(0.02)
+        desk.go.set()
+        await desk.until(lambda: desk.sent and desk.sent[-1].get("final"))
+        assert [(one["id"], one["final"]) for one in desk.sent] == [(1, False), (2, False), (2, True)]
+        running.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("why", ["waits", "slow", "full", "stopped"])
+def test_what_is_not_wanted_any_more_is_given_up(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it waits in the queue, when it takes too long, when it is the full picture, after a stop."""
+    monkeypatch.setattr(live, "FINISHING", 0.05 if why == "slow" else 60.0)
+
+    async def run() -> None:
+        desk = Desk()
+        desk.begins = why != "waits"
+        session = Session(desk.studio())
+        running = asyncio.ensure_future(session.run(desk.send))
+        if why != "full":
+            desk.go.clear()
+        session.want(wish(id=1))
+        if why == "full":
+            await desk.until(lambda: desk.sent)
+            desk.go.clear()
+            await desk.until(lambda: len(desk.orders) == 2)
+        await desk.until(lambda: desk.orders)
+        orders = len(desk.orders)
+        if why == "stopped":
+            session.stop()
+        else:
+            session.want(wish(prompt="blue", id=2))
+            await desk.until(lambda: len(desk.orders) == orders + 1)
+        await asyncio.sleep(0.02)
+        desk.go.set()
+        if why == "stopped":
+            await asyncio.sleep(0.02)
+            assert desk.sent == []
+        else:
+            await desk.until(lambda: desk.sent and desk.sent[-1].get("final") and desk.sent[-1]["id"] == 2)
+            assert [one["id"] for one in desk.sent] == [1, 2, 2][why != "full" :]
+        running.cancel()
+
+    asyncio.run(run())
 
 
 def test_an_unknown_student_is_told() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from fewstep.errors import FewstepError, TooLarge
-from fewstep.server import caller, drawing, live, media
+from fewstep.server import caller, live, media
 from fewstep.server.live import Session, Sessions, Studio
 from fewstep.server.schemas.live import IDLE_MS, Draw, Ping, Resume, Stop, Unclear, parse
 from fewstep.server.services import Services, services_of
@@ -75,7 +75,7 @@ def studio_of(services: Services) -> Studio:
 
     return Studio(
         info=services.generator.ainfo,
-        draw=lambda order: drawing.draw(services.generator, order),
+        draw=lambda order, begun: services.generator.draw(order, on_progress=lambda _: begun()),
         decode=decode,
         encode=encode,
     )

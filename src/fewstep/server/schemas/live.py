@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fewstep.errors import UsageError
+from fewstep.prompt.attention import EmphasisMode
+from fewstep.server.schemas.native import AdapterBody, HiresBody, OutpaintBody, UpscaleBody
 from fewstep.server.security.json_guard import check_characters
 
 Format = Literal["jpeg", "webp", "png"]
@@ -17,7 +19,13 @@ Id = Annotated[str, Field(max_length=64)] | Annotated[int, Field(ge=-(2**53), le
 
 IDLE_MS = 400
 
-_PICTURE = {"negative_prompt", "guidance_scale", "guidance_rescale", "solver"}
+_AS_IT_IS = (
+    "prompt", "seed", "student", "num_inference_steps", "width", "height", "negative_prompt",
+    "guidance_scale", "guidance_rescale", "solver", "eta", "clip_skip", "emphasis", "strength",
+    "image_guidance_scale", "masked_content", "mask_blur", "padding", "variation_seed", "variation_strength",
+    "only_masked", "invert_mask", "insist",
+)  # fmt: skip
+"""Fields whose name and meaning are those of `fewstep.engine.request.resolve`."""
 
 
 class _Message(BaseModel):
@@ -47,12 +55,28 @@ class Draw(_Message):
     guidance_scale: Finite | None = Field(None, ge=0, le=100)
     guidance_rescale: Finite | None = Field(None, ge=0, le=1)
     solver: str | None = Field(None, max_length=64)
+    eta: Finite | None = Field(None, ge=0, le=10)
+    clip_skip: int | None = Field(None, ge=0, le=12)
+    emphasis: EmphasisMode = "original"
     seed: int = Field(0, ge=0, lt=2**63)
     width: int | None = Field(None, ge=16, le=16384)
     height: int | None = Field(None, ge=16, le=16384)
     image: str | None = Field(None, description="Base64 or a data URI: start from this picture.")
     strength: Finite | None = Field(None, gt=0, le=1)
+    image_guidance_scale: Finite | None = Field(None, ge=1, le=100)
     mask: str | None = Field(None, description="White is redrawn.")
+    masked_content: str | None = Field(None, max_length=32)
+    mask_blur: int | None = Field(None, ge=0, le=256)
+    only_masked: bool = False
+    padding: int | None = Field(None, ge=0, le=1024)
+    invert_mask: bool = False
+    outpaint: OutpaintBody | None = None
+    variation_seed: int | None = Field(None, ge=0, lt=2**63)
+    variation_strength: Finite | None = Field(None, ge=0, le=1)
+    adapters: tuple[AdapterBody, ...] = Field((), max_length=32)
+    hires: HiresBody | None = Field(None, description="Of the final picture.")
+    upscale: UpscaleBody = Field(UpscaleBody(name="none"), description="Of the final picture.")
+    insist: bool = False
     format: Format = "jpeg"
     quality: int = Field(85, ge=1, le=100, description="Of jpeg and webp.")
     idle_ms: int = Field(
@@ -62,10 +86,13 @@ class Draw(_Message):
     save: bool = Field(False, description="Keep the final picture in the history.")
 
     def settings(self) -> dict[str, Any]:
-        """Of `fewstep.server.orders.Order`, without pictures."""
-        names = ("prompt", "seed", "student", "num_inference_steps", "width", "height", "strength", *_PICTURE)
-        given = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in given.items() if value not in (None, "") or name == "prompt"}
+        """Of `fewstep.server.orders.Order`: those that need no translation."""
+        fields = type(self).model_fields
+        given = {name: getattr(self, name) for name in _AS_IT_IS}
+        always = ("prompt", "seed")
+        return {
+            name: value for name, value in given.items() if name in always or value != fields[name].default
+        }
 
     def same(self, other: Draw) -> bool:
         """Whether both want the same pictures, whatever they are called."""
