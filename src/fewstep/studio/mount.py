@@ -43,7 +43,8 @@ UPLOADS: Final = (f"{PATH}/en/gradio_api/upload", f"{PATH}/zh/gradio_api/upload"
 
 _LOADING: Final = """<!doctype html>
 <html lang="{language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="refresh" content="1"><title>fewstep</title><style>
+<meta http-equiv="refresh" content="1"><link rel="icon" href="data:,">
+<title>fewstep</title><style>
 html{{color-scheme:light dark;font:1.1rem system-ui,sans-serif}}
 body{{min-height:90vh;display:grid;place-content:center;justify-items:center;gap:1rem}}
 i{{width:9rem;height:.3rem;border-radius:1rem;animation:go 1.2s linear infinite;
