@@ -11,12 +11,13 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from importlib import resources
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fewstep.studio.words import LANGUAGES, Words, language_of
@@ -43,8 +44,7 @@ UPLOADS: Final = (f"{PATH}/en/gradio_api/upload", f"{PATH}/zh/gradio_api/upload"
 
 _LOADING: Final = """<!doctype html>
 <html lang="{language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="refresh" content="1"><link rel="icon" href="data:,">
-<title>fewstep</title><style>
+<meta http-equiv="refresh" content="1"><title>fewstep</title><style>
 html{{color-scheme:light dark;font:1.1rem system-ui,sans-serif}}
 body{{min-height:90vh;display:grid;place-content:center;justify-items:center;gap:1rem}}
 i{{width:9rem;height:.3rem;border-radius:1rem;animation:go 1.2s linear infinite;
@@ -72,11 +72,25 @@ def attach(app: FastAPI, *, warm: Callable[[], bool], data: os.PathLike[str]) ->
 
     app.router.lifespan_context = lifespan
     app.add_route("/", _start, include_in_schema=False)
+    app.add_route("/favicon.ico", _icon, include_in_schema=False)
+    app.add_route("/manifest.json", _manifest, include_in_schema=False)
     app.mount(PATH, studio)
 
 
 async def _start(request: Request) -> Response:
     return RedirectResponse(f"{PATH}/{language_of(request.headers, request.cookies)}/")
+
+
+async def _icon(_: Request) -> Response:
+    # Gradio's page names no icon before its script runs, and browsers then ask for this one.
+    icon = resources.files("fewstep.studio").joinpath("assets", "icon.svg").read_bytes()
+    return Response(icon, media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
+
+
+async def _manifest(_: Request) -> Response:
+    # Gradio's page names one at the server's root, whatever it is told of its own path.
+    icon = {"src": "/favicon.ico", "type": "image/svg+xml", "sizes": "any"}
+    return JSONResponse({"name": "fewstep", "start_url": PATH + "/", "display": "browser", "icons": [icon]})
 
 
 class _Later:

@@ -6,7 +6,6 @@ import html
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final
-from urllib.parse import quote
 
 import gradio as gr
 
@@ -33,12 +32,7 @@ class Look:
 def look() -> Look:
     """Of every language's page."""
     theme = gr.themes.Soft(primary_hue="violet", font=_FONTS, font_mono=("ui-monospace", "monospace"))
-    return Look(theme=theme, css=_asset("page.css"), js=_asset("page.js"), head=icon())
-
-
-def icon() -> str:
-    """The link to the page's icon, which has the picture in it: nothing is asked for, with a key or without."""
-    return f'<link rel="icon" href="data:image/svg+xml,{quote(_asset("icon.svg").strip())}">'
+    return Look(theme=theme, css=_asset("page.css"), js=_asset("page.js"), head="")
 
 
 def build(language: str) -> gr.Blocks:
