@@ -262,3 +262,6 @@ def test_models_are_named_and_described(client: httpx.Client) -> None:
     detail = client.get("/models/fake").json()
     assert detail["native_width"] == 64
     assert {one["name"]: one["steps"] for one in detail["students"]} == {"two": [2], "four": [4]}
+    assert detail["contract"]["solver"] == detail["solver"] and detail["contract"]["method"] == "base"
+    two = next(one for one in detail["students"] if one["name"] == "two")["contract"]
+    assert two["allowed_steps"] == [2] and two["guidance"] == "off" and two["guidance_scale"] == 1.0

@@ -19,6 +19,7 @@ from fewstep.server.jobstore import UNFINISHED, fingerprint
 from fewstep.server.orders import Order, Progress
 from fewstep.server.pending import KnownJob, Pending
 from fewstep.server.schemas.native import (
+    ContractView,
     ErrorBody,
     GenerateBody,
     JobList,
@@ -168,10 +169,24 @@ def model(name: str, services: Given) -> ModelDetail:
         size_multiple=info.size_multiple, max_size=info.max_size,
         num_inference_steps=contract.num_inference_steps, guidance_scale=contract.guidance_scale,
         solver=contract.solver, prediction_type=contract.prediction_type, classes=sorted(info.classes),
+        contract=_contract(contract), max_clip_skip=info.max_clip_skip,
         students=[
-            {"name": one.name, "method": one.contract.method, "steps": list(one.steps), "hash": one.hash}
+            {"name": one.name, "method": one.contract.method, "steps": list(one.steps), "hash": one.hash,
+             "contract": _contract(one.contract).model_dump()}
             for one in info.students
         ],
+    )  # fmt: skip
+
+
+def _contract(contract: Any) -> ContractView:
+    return ContractView(
+        method=contract.method, num_inference_steps=contract.num_inference_steps,
+        allowed_steps=None if contract.allowed_steps is None else list(contract.allowed_steps),
+        solver=contract.solver, spacing=contract.spacing, eta=contract.eta, guidance=contract.guidance,
+        guidance_scale=contract.guidance_scale,
+        guidance_range=None if contract.guidance_range is None else list(contract.guidance_range),
+        guidance_rescale=contract.guidance_rescale,
+        negative_prompt_effective=contract.negative_prompt_effective,
     )  # fmt: skip
 
 

@@ -192,6 +192,22 @@ class ModelView(BaseModel):
     default: bool
 
 
+class ContractView(BaseModel):
+    """How a model or one of its students is to be sampled."""
+
+    method: str = Field(description="base, or what made it draw in few steps")
+    num_inference_steps: int
+    allowed_steps: list[int] | None = Field(description="null is any number")
+    solver: str
+    spacing: str
+    eta: float | None
+    guidance: str = Field(description="off, classifier_free or embedded")
+    guidance_scale: float
+    guidance_range: list[float] | None = Field(description="Lowest and highest; null is any from 1")
+    guidance_rescale: float
+    negative_prompt_effective: bool
+
+
 class ModelDetail(ModelView):
     """All that is known of a model without drawing."""
 
@@ -206,7 +222,9 @@ class ModelDetail(ModelView):
     guidance_scale: float
     solver: str
     prediction_type: str
-    students: list[dict[str, Any]]
+    contract: ContractView
+    max_clip_skip: int
+    students: list[dict[str, Any]] = Field(description="Each with its own contract")
     classes: list[str]
 
 
