@@ -145,6 +145,70 @@ def test_cancel_samples_log_and_going_on(server: Served, ann: httpx.Client, bob:
     assert wait(ann, job_id, "done")["result"] == {"lora": "again"}
 
 
+def test_order_curves_title_and_states(server: Served, ann: httpx.Client, bob: httpx.Client) -> None:
+    job_id = order(ann, "curved", "slow", images=600)
+    folder = running(server, ann, job_id)
+    assert ann.get(f"{JOBS}/{job_id}").json()["title"] == "curved"
+    told = ann.get(f"{JOBS}/{job_id}/order").json()["order"]
+    assert (told["kind"], told["trigger"], told["images"], told["rank"]) == ("train", "slow", 600, None)
+    assert ann.get(f"{JOBS}/{job_id}/curves").json() == {"stages": []}
+    (folder / "00-one").mkdir()
+    lines = [{"images": 8 * i, "loss": 1 / i, "bad": None, "flag": True} for i in range(1, 1001)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "00-one" / "progress.jsonl").write_text(text + '{"images": 8008, "lo')
+    (stage,) = ann.get(f"{JOBS}/{job_id}/curves").json()["stages"]
+    points = stage["values"]["loss"]
+    assert stage["stage"] == "00-one" and list(stage["values"]) == ["loss"]
+    assert points[0] == [8, 1.0] and points[-1] == [8000, 0.001] and len(points) == 300
+    for path in ("order", "curves"):  # H18
+        assert bob.get(f"{JOBS}/{job_id}/{path}").status_code == 404
+
+    states = {"state": ["running", "queued"]}
+    assert job_id in [one["id"] for one in ann.get(JOBS, params=states).json()["jobs"]]
+    assert job_id not in [one["id"] for one in ann.get(JOBS, params={"state": "done"}).json()["jobs"]]
+    (folder / "go").touch()
+    wait(ann, job_id, "done")
+    assert job_id not in [one["id"] for one in ann.get(JOBS, params=states).json()["jobs"]]
+
+
+def test_an_order_of_pictures_has_a_title_and_no_order_of_long_work(ann: httpx.Client) -> None:
+    job = ann.post(JOBS, json={"prompt": "a red apple " * 20}).json()
+    assert job["title"] == ("a red apple " * 20)[:120]
+    wait(ann, job["id"], "done")
+    assert ann.get(f"{JOBS}/{job['id']}/order").status_code == 404
+
+
+def test_a_distillation_leaves_a_student_and_a_bundle_with_it(server: Served, ann: httpx.Client) -> None:
+    teacher = server.services.settings.models_dirs[0] / "base"
+    (teacher / "fewstep.json").write_text(contract())
+    for part in ("vae", "text_encoder", "tokenizer"):
+        (teacher / part).mkdir(exist_ok=True)
+    body = {
+        "kind": "distill", "name": "quick", "method": "flash", "dataset": "dog", "model": "base",
+        "bundle": "base-quick", "images": 40,
+    }  # fmt: skip
+    job = wait(ann, ann.post(JOBS, json=body).json()["id"], "done")
+    assert job["result"] == {"model": "quick", "bundle": "base-quick"}
+    names = [one["name"] for one in ann.get("/api/v1/models").json()["models"]]
+    assert {"quick", "base-quick"} <= set(names)
+    assert ann.post(JOBS, json=body | {"bundle": "other"}).status_code == 409
+    assert ann.post(JOBS, json=body | {"name": "other"}).status_code == 409  # the bundle's name is taken
+    seen = json.loads((server.services.children.run(job["id"]).folder / "seen.json").read_text())
+    assert seen["given"]["command"] == "export"
+    assert ["student", f"quick={server.services.children.run(job['id']).work / 'student'}"] in seen["given"][
+        "arguments"
+    ]["options"]
+
+
+def contract() -> str:
+    from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
+
+    return SamplingContract(
+        base_family="sd1", prediction_type="epsilon", schedule=ScheduleSpec(), num_inference_steps=20,
+        guidance_scale=5.0, native_sizes=((64, 64),),
+    ).to_json()  # fmt: skip
+
+
 def test_the_same_order_twice_is_one_job(ann: httpx.Client) -> None:
     body = {"kind": "train", "name": "once", "dataset": "dog", "model": "base", "trigger": "fast"}
     answers = [ann.post(JOBS, json=body, headers={"Idempotency-Key": "one"}) for _ in range(2)]
@@ -181,6 +245,11 @@ def test_a_picture_that_is_sent_is_enlarged(ann: httpx.Client) -> None:
         ({"kind": "distill", "name": "x"}, "recipe"),
         ({"kind": "distill", "name": "x", "recipe": "/etc/passwd"}, "recipe"),
         ({"kind": "distill", "name": "x", "recipe": "../x.yaml"}, "recipe"),
+        ({"kind": "distill", "name": "x", "recipe": "toys/lcm", "steps": 4}, "steps"),
+        ({"kind": "distill", "name": "x", "method": "lcm", "dataset": "dog", "steps": 4}, "steps"),
+        ({"kind": "distill", "name": "x", "method": "flash", "dataset": "dog", "steps": 3}, "steps"),
+        ({"kind": "distill", "name": "x", "method": "flash", "dataset": "dog", "bundle": "x"}, "bundle"),
+        ({"kind": "distill", "name": "x", "method": "flash", "dataset": "dog", "bundle": "a/b"}, "bundle"),
         ({"kind": "merge", "name": "x", "models": ["a"] * 9}, "models"),
         ({"kind": "merge", "name": "x", "models": ["a"], "discard": "(a+)+$"}, "discard"),
         ({"kind": "evaluate", "models": ["a"], "prompts": ["file.txt"]}, "prompts"),

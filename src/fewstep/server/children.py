@@ -191,8 +191,8 @@ class Children:
         products.check_free(self._settings, plan)
         with self._lock:
             others = [one for one in self._pending.values() if one.id not in (but, run.folder.name)]
-        place = products.target(self._settings, plan)
-        if place is not None and any(products.target(self._settings, one.plan) == place for one in others):
+        places = products.targets(self._settings, plan)
+        if places & {place for one in others for place in products.targets(self._settings, one.plan)}:
             raise ConflictError(f"name: another job is making a {plan.product} called {plan.name!r}; wait")
         return plan
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewstep.engine import registry
 from fewstep.errors import NotFoundError, UsageError
+from fewstep.server import methods
 from fewstep.server.schemas import work
 from fewstep.server.workplan import Command, Find, Plan, Run
 
+if TYPE_CHECKING:
+    from fewstep.diffusion.contract import SamplingContract
+
 _CHECKPOINT_MINUTES = 5.0
+_PROMPTS = 6
 
 
 def by_recipe(body: work.DistillBody, run: Run, name: str, threads: int | None, resume: bool) -> Plan:
@@ -20,7 +25,10 @@ def by_recipe(body: work.DistillBody, run: Run, name: str, threads: int | None, 
     values = yaml.safe_load(recipe_file(name).read_text(encoding="utf-8"))
     _override(values, body, threads)
     toy = "mixture" in values["teacher"]
-    return _distilled(body, run, values, resume=resume, toy=toy)
+    if toy and body.bundle is not None:
+        raise UsageError("bundle: a toy recipe leaves a report and no model; leave bundle out")
+    teacher = None if toy else str(values["teacher"]["pipeline"])
+    return _distilled(body, run, values, resume=resume, toy=toy, teacher=teacher)
 
 
 def by_method(
@@ -42,23 +50,17 @@ def by_method(
             ("text", str(teacher.folder)), ("size", f"{width}x{height}"),
         ), (), (str(pictures),),
     )  # fmt: skip
-    method: dict[str, Any] = {"method": body.method}
-    if body.method == "lcm":
-        method |= {"guidance": [2.0, 8.0], "num_steps": 16, "boundary_scaling": 0.0, "distance": "l2"}
-    stage: dict[str, Any] = {
-        "name": str(body.method), "teacher": "base", "methods": [method],
-        "stop": {"images": body.images or 20_000}, "optimiser": {"learning_rate": 1e-4},
-        "ema": {"half_life_images": 2000},
-    }  # fmt: skip
-    if body.method == "dmd2":
-        method["guidance_scale"] = 2.0
-        stage |= {"student_every": 5, "optimiser": {"learning_rate": 2e-5}}
-    values = {
-        "kind": "distillation", "seed": 0, "data": {"source": "cache", "path": str(latents), "batch_size": 8},
-        "teacher": {"pipeline": str(teacher.folder)}, "stages": [stage],
-    }  # fmt: skip
-    _override(values, body, threads)
-    return _distilled(body, run, values, resume=resume, toy=False, before=(encode,))
+    assert body.method is not None
+    values = methods.recipe(
+        body.method, steps=body.steps, images=body.images, minutes=body.minutes, batch=body.batch_size or 8,
+        guidance=_guidance(teacher), prompts=_prompts(pictures),
+    )  # fmt: skip
+    values["data"] = {"source": "cache", "path": str(latents), "batch_size": 8}
+    values["teacher"] = {"pipeline": str(teacher.folder)}
+    _override(values, body.model_copy(update={"images": None}), threads)
+    return _distilled(
+        body, run, values, resume=resume, toy=False, before=(encode,), teacher=str(teacher.folder)
+    )
 
 
 def _override(values: dict[str, Any], body: work.DistillBody, threads: int | None) -> None:
@@ -85,6 +87,7 @@ def _distilled(
     *,
     resume: bool,
     toy: bool,
+    teacher: str | None = None,
     before: tuple[Command, ...] = (),
 ) -> Plan:
     import yaml
@@ -94,9 +97,17 @@ def _distilled(
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if toy:  # points in a plane: what is left is a table
         return Plan(commands=(*before, command), product="report", made=run.work / "report.json", recipe=text)
+    student, commands = run.work / "student", (*before, command)
+    if body.bundle is not None:
+        assert teacher is not None
+        options = (
+            ("out", str(run.made / body.bundle)), ("name", body.bundle), ("precision", "int8"),
+            ("student", f"{body.name}={student}"),
+        )  # fmt: skip
+        commands = (*commands, Command("export", options, (), (teacher,)))
     return Plan(
-        commands=(*before, command), product="model", name=body.name, made=run.work / "student", recipe=text,
-        published=body.name,
+        commands=commands, product="model", name=body.name, made=student, recipe=text, published=body.name,
+        bundle=body.bundle,
     )  # fmt: skip
 
 
@@ -119,16 +130,33 @@ def recipe_file(name: str) -> Path:
     return known[name]
 
 
+def _prompts(pictures: Path) -> list[str]:
+    """Some captions of a dataset, for the grids that are drawn meanwhile."""
+    texts = (path.read_text(encoding="utf-8").strip() for path in sorted(pictures.glob("*.txt")))
+    return list(dict.fromkeys(text for text in texts if text))[:_PROMPTS]
+
+
+def _guidance(model: registry.ModelEntry) -> float:
+    """The scale that a teacher draws with; 1 where it has no guidance."""
+    contract = _contract(model)
+    return contract.guidance_scale if contract.guidance == "classifier_free" else 1.0
+
+
 def _native_size(model: registry.ModelEntry) -> tuple[int, int]:
+    width, height = _contract(model).native_sizes[0]
+    return width, height
+
+
+def _contract(model: registry.ModelEntry) -> SamplingContract:
     from fewstep.diffusion.contract import SamplingContract
     from fewstep.errors import CheckpointError
 
     try:
         contract = SamplingContract.from_json((model.folder / "fewstep.json").read_text(encoding="utf-8"))
-        width, height = contract.native_sizes[0]
+        contract.native_sizes[0]
     except (OSError, ValueError, IndexError, CheckpointError):
         raise UsageError(
             f"model {model.name}: says nothing of how it is sampled (fewstep.json), so that it cannot teach; "
             "take another one"
         ) from None
-    return width, height
+    return contract

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from fewstep.engine.adapters import AdapterUse
@@ -35,6 +36,7 @@ _AS_IT_IS = (
     "insist", "image_guidance_scale",
 )  # fmt: skip
 """Fields whose name and meaning are those of `fewstep.engine.request.resolve`."""
+_TITLE = 120
 SEEDS = 2**32
 """Random seeds are below this, so that every client can hold one."""
 
@@ -79,10 +81,21 @@ def job_view(job: JobRow, pending: Pending | ChildJob | None, position: int | No
     """A job as the API shows it."""
     progress = None if pending is None else pending.progress
     return JobView(
-        id=job.id, kind=job.kind, client=job.client, state=cast(JobState, job.state), created=job.created,
+        id=job.id, kind=job.kind, client=job.client, state=cast(JobState, job.state), title=_title(job.order),
+        created=job.created,
         started=job.started, finished=job.finished, position=position,
         progress=None if progress is None else progress_view(progress), result=job.result, error=job.error,
     )  # fmt: skip
+
+
+def _title(order: Mapping[str, Any]) -> str:
+    """Of a recorded order: the name of what long work makes, or the beginning of a prompt."""
+    body, settings = order.get("body"), order.get("settings")
+    if isinstance(body, Mapping):
+        text = body.get("name") or ", ".join(map(str, body.get("models") or ()))
+    else:
+        text = settings.get("prompt", "") if isinstance(settings, Mapping) else ""
+    return str(text)[:_TITLE]
 
 
 def progress_view(progress: Progress) -> ProgressView:

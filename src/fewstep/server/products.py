@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,12 @@ def target(settings: ServerSettings, plan: Plan) -> Path | None:
     return folders[plan.product](settings) / plan.published
 
 
+def targets(settings: ServerSettings, plan: Plan) -> set[Path]:
+    """All places that a plan's products go to."""
+    plans = (plan, *([] if plan.bundle is None else [_bundle(plan, None)]))
+    return {place for one in plans if (place := target(settings, one)) is not None}
+
+
 def check_free(settings: ServerSettings, plan: Plan) -> None:
     """Refuse a name that something has already, before any work is done for it.
 
@@ -44,6 +51,8 @@ def check_free(settings: ServerSettings, plan: Plan) -> None:
     from fewstep.engine.adapters import Catalogue
     from fewstep.engine.embeddings import EmbeddingCatalogue
 
+    if plan.bundle is not None:
+        check_free(settings, _bundle(plan, None))
     place = target(settings, plan)
     if place is None:
         return
@@ -81,6 +90,11 @@ def publish(
     if plan.product == "report":
         values = reports(plan.made or run.folder / childprocess.STDOUT)
         return {"reports": _without_paths(values, redact)}
+    also: dict[str, Any] = {}
+    if plan.bundle is not None:  # first: the student stays in the folder of the job when this fails
+        what = _bundle(plan, run)
+        publish(settings, what, run, history=history, owner=owner, job_id=job_id, redact=redact)
+        also["bundle"] = plan.bundle
     assert plan.made is not None
     place = target(settings, plan)
     assert place is not None
@@ -96,7 +110,13 @@ def publish(
         atomic.rename_folder(plan.made, place)
     else:
         atomic.rename_file(plan.made, place)
-    return {plan.product: plan.name}
+    return {plan.product: plan.name, **also}
+
+
+def _bundle(plan: Plan, run: Run | None) -> Plan:
+    """The runtime bundle beside a student, as a product of its own."""
+    made = None if run is None or plan.bundle is None else run.made / plan.bundle
+    return dataclasses.replace(plan, name=plan.bundle, published=plan.bundle, made=made, bundle=None)
 
 
 def pictures(

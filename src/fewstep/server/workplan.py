@@ -55,6 +55,8 @@ class Plan:
     """Text of `Run.recipe`, which is written before they begin."""
     published: str | None = None
     """Name of its file or folder in the folder of its kind."""
+    bundle: str | None = None
+    """Name of a runtime bundle that is made beside it, in `Run.made`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -263,6 +263,8 @@ def test_every_kind_makes_a_command_that_the_child_takes(world: World, tmp_path:
         work.DistillBody(kind="distill", name="toy", recipe="toys/lcm", images=100, seed=2, threads=1),
         work.DistillBody(kind="distill", name="fast", method="lcm", dataset="dog", model="base"),
         work.DistillBody(kind="distill", name="fast", method="dmd2", dataset="dog", model="base"),
+        work.DistillBody(kind="distill", name="fast", method="flash", dataset="dog", model="base",
+                         bundle="dial"),
         work.ExportBody(kind="export", name="bundle", model="base",
                         students=(work.StudentOf(name="four", model="base"),)),
         work.EvaluateBody(kind="evaluate", models=("base",), guidance_rescale=0.5, student="none"),
@@ -318,14 +320,34 @@ def test_a_method_is_checked_by_the_distillation_itself(world: World, tmp_path: 
     (world.settings.data / "own" / "base" / "fewstep.json").write_text(contract())
     for part in ("vae", "text_encoder", "tokenizer"):
         (world.settings.data / "own" / "base" / part).mkdir()
-    for method in ("lcm", "dmd2"):
-        body = work.DistillBody(kind="distill", name="x", method=method, dataset="dog", model="base")
+    orders = [
+        work.DistillBody(
+            kind="distill", name="x", method=method, dataset="dog", model="base", steps=steps, images=images,
+            minutes=minutes,
+        )
+        for method in ("flash", "lightning", "lcm", "dmd2", "progressive")
+        for steps in ((None,) if method == "lcm" else (None, 1, 2, 8))
+        for images, minutes in ((None, None), (40, None), (None, 3.0), (400, 0.5))
+    ]  # fmt: skip
+    for body in orders:
         plan = worklist.plan(
             body, workplan.Run(folder=tmp_path), find=workplan.finder(world.settings),
             dataset=lambda name: world.datasets.folder("", name),
         )  # fmt: skip
         assert plan.recipe is not None
-        check_recipe(parse_as(DistillationRecipe, plan.recipe))
+        recipe = parse_as(DistillationRecipe, plan.recipe)
+        check_recipe(recipe)
+        hours = [stage.stop.hours for stage in recipe.stages]
+        if body.minutes is None:
+            seen = sum(stage.stop.images for stage in recipe.stages)
+            assert hours == [None] * len(hours)
+            assert seen == pytest.approx(body.images or 20_000, abs=8 * len(hours))
+        else:
+            assert sum(hour or 0 for hour in hours) == pytest.approx(body.minutes / 60)
+        if body.method in ("progressive", "lightning"):
+            last = recipe.stages[-1].methods[0]
+            assert last.student_steps == (body.steps or 4)  # type: ignore[union-attr]
+        assert recipe.samples.prompts == ("a dog",)
 
 
 def test_datasets_are_folders_that_training_reads(world: World) -> None:

@@ -80,14 +80,13 @@ def jobs(
     request: Request,
     services: Given,
     kind: Annotated[str | None, Query(max_length=32)] = None,
-    state: JobState | None = None,
+    state: Annotated[list[JobState] | None, Query(max_length=7, description="May be repeated")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Annotated[str | None, Query(max_length=32, description="Last job of the page before")] = None,
 ) -> JobList:
     """Those of the key that asks."""
-    states = None if state is None else (state,)
     rows = services.jobs.list(
-        services.sees(owner(request)), kind=kind, states=states, limit=limit, before=before
+        services.sees(owner(request)), kind=kind, states=state, limit=limit, before=before
     )
     return JobList(jobs=[_row(services, row) for row in rows])
 

@@ -1,4 +1,4 @@
-"""What long work shows of itself: pictures that a training draws meanwhile, and the end of its log."""
+"""What long work shows of itself: its order, pictures that it draws meanwhile, curves, the end of its log."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from fewstep.errors import NotFoundError
+from fewstep.server import curves
+from fewstep.server.childjob import order_of
 from fewstep.server.routes.jobs import ERRORS
-from fewstep.server.schemas.work import LogView, SampleList
+from fewstep.server.schemas.work import BODIES, Curve, CurveList, LogView, OrderView, SampleList
 from fewstep.server.security import owner
 from fewstep.server.services import Services, services_of
 
@@ -47,3 +49,20 @@ def log(
     """The last lines, without paths."""
     services.jobs.get(job_id, services.sees(owner(request)))
     return LogView(lines=services.children.log(job_id, lines))
+
+
+@router.get("/{job_id}/order", summary="What long work was asked to do")
+def order(job_id: str, request: Request, services: Given) -> OrderView:
+    """Of training, distillation and the like; an order of pictures has its settings in their records."""
+    job = services.jobs.get(job_id, services.sees(owner(request)))
+    if job.kind not in BODIES:
+        raise NotFoundError("this job ordered pictures: their records have all settings")
+    return OrderView(order=order_of(job).model_dump(mode="json", exclude={"image"}))
+
+
+@router.get("/{job_id}/curves", summary="What long work has measured")
+def measured(job_id: str, request: Request, services: Given) -> CurveList:
+    """Losses and other values over images, a training's or of each stage of a distillation."""
+    services.jobs.get(job_id, services.sees(owner(request)))
+    found = curves.read(services.children.run(job_id).work)
+    return CurveList(stages=[Curve(stage=stage, values=values) for stage, values in found.items()])

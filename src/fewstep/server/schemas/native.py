@@ -166,6 +166,7 @@ class JobView(BaseModel):
     kind: str
     client: str
     state: JobState
+    title: str = Field("", description="What it makes: a name, or the beginning of a prompt")
     created: float = Field(description="Seconds since 1970")
     started: float | None = None
     finished: float | None = None

@@ -69,10 +69,24 @@ class DistillBody(Strict):
     recipe: str | None = Field(
         None, max_length=128, pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", description="As toys/lcm"
     )
-    method: Literal["lcm", "dmd2"] | None = Field(None, description="With a dataset, in place of a recipe")
+    method: Literal["flash", "lightning", "lcm", "dmd2", "progressive"] | None = Field(
+        None, description="With a dataset, in place of a recipe"
+    )
     dataset: NewName | None = None
     model: ModelName | None = Field(None, description="The teacher; with a method")
-    images: Images | None = Field(None, description="Every stage ends after so many at the latest")
+    steps: Literal[1, 2, 4, 8] | None = Field(
+        None, description="Of the student; with a method, but lcm, whose student has any from 1 to 8"
+    )
+    bundle: NewName | None = Field(
+        None,
+        description="Also make a runtime bundle of this name: the teacher and its students, with this one",
+    )
+    images: Images | None = Field(
+        None, description="Of a recipe: of every stage, at most; with a method: of all stages together"
+    )
+    minutes: Finite | None = Field(
+        None, gt=0, le=20_160, description="The stages end after so many, all together; with a method"
+    )
     batch_size: Batch | None = None
     seed: Seed | None = None
     precision: Precision | None = None
@@ -86,6 +100,12 @@ class DistillBody(Strict):
             raise ValueError("a method needs a dataset, and a recipe has its own: give both or neither")
         if self.recipe is not None and self.model is not None:
             raise ValueError("a recipe names its teacher: leave model out")
+        if self.recipe is not None and (self.steps is not None or self.minutes is not None):
+            raise ValueError("a recipe says its own steps and time: leave steps and minutes out")
+        if self.steps is not None and self.method == "lcm":
+            raise ValueError("steps: a student of lcm draws in any number from 1 to 8: leave steps out")
+        if self.bundle is not None and self.bundle == self.name:
+            raise ValueError("bundle: the student has this name already; give another")
         return self
 
 
@@ -218,6 +238,25 @@ class LogView(BaseModel):
     """What a job has said."""
 
     lines: list[str] = Field(description="The newest last")
+
+
+class OrderView(BaseModel):
+    """What long work was asked to do."""
+
+    order: dict[str, Any] = Field(description="As it was sent to /api/v1/jobs, with what was left out")
+
+
+class Curve(BaseModel):
+    """Values of a training or of one stage of a distillation, over the images that it has seen."""
+
+    stage: str = Field(description="Empty for a training")
+    values: dict[str, list[tuple[int, float]]] = Field(description="(images, value) by name: loss and others")
+
+
+class CurveList(BaseModel):
+    """Values that long work has measured so far, by stage."""
+
+    stages: list[Curve]
 
 
 class DatasetPicture(BaseModel):
