@@ -18,7 +18,7 @@ from fewstep.engine import batching, finished
 from fewstep.engine.queue import WorkQueue
 from fewstep.engine.request import GenerateRequest, GenerateResult, resolve
 from fewstep.errors import Cancelled, Expired, FewstepError, NotReady, QueueFull
-from fewstep.prompt import infotext
+from fewstep.prompt import containers, infotext
 from fewstep.server import drawing, limits, orderfiles
 from fewstep.server.ids import new_id
 from fewstep.server.orders import Drawn, Order
@@ -52,16 +52,25 @@ class Generator:
         jobs: where orders are recorded.
         history: where pictures are kept.
         metrics: what is counted.
+        kept_as: format and quality in which an owner's pictures are kept.
     """
 
     def __init__(
-        self, settings: ServerSettings, pool: Pool, *, jobs: JobStore, history: History, metrics: Metrics
+        self,
+        settings: ServerSettings,
+        pool: Pool,
+        *,
+        jobs: JobStore,
+        history: History,
+        metrics: Metrics,
+        kept_as: Callable[[str], tuple[containers.Format, int]] = lambda owner: ("png", 95),
     ) -> None:
         self._settings = settings
         self.pool = pool
         self._jobs = jobs
         self._history = history
         self._metrics = metrics
+        self._kept_as = kept_as
         self._inputs = settings.data / "inputs"
         self._lock = threading.Lock()
         self._pending: dict[str, Pending] = {}
@@ -331,10 +340,12 @@ class Generator:
         ids: list[str] = []
         if order.save and self._settings.save:
             try:
+                image_format, quality = self._kept_as(order.owner)
                 for picture in pictures:
                     kept = self._history.add(
                         picture.pixels, picture.record, owner=order.owner, client=order.client,
                         job_id=pending.id, parent=order.parent, timings=result.timings,
+                        image_format=image_format, quality=quality,
                     )  # fmt: skip
                     ids.append(kept.id)
             except FewstepError as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fewstep.server.history import History
     from fewstep.server.jobstore import JobStore
     from fewstep.server.keeper import Keeper
+    from fewstep.server.preferences import Keeps
     from fewstep.server.settings import ServerSettings
 
 _log = logging.getLogger("fewstep.server")
@@ -40,6 +41,7 @@ class Services:
     history: History
     children: Children
     datasets: Datasets
+    preferences: Keeps
     _keeper: Keeper
 
     def __init__(self, settings: ServerSettings, opener: Opener | None = None) -> None:
@@ -81,6 +83,7 @@ class Services:
         from fewstep.server.history import History
         from fewstep.server.jobstore import JobStore
         from fewstep.server.keeper import Keeper
+        from fewstep.server.preferences import Keeps
 
         try:
             self.settings.data.mkdir(parents=True, exist_ok=True)
@@ -94,9 +97,11 @@ class Services:
                 loras=(workplan.loras_folder(self.settings),),
                 embeddings=(workplan.embeddings_folder(self.settings),), opener=self._opener,
             )  # fmt: skip
+            self.preferences = Keeps(self.settings.data, self.settings.limits)
             self.generator = Generator(
-                self.settings, pool, jobs=self.jobs, history=self.history, metrics=self.metrics
-            )
+                self.settings, pool, jobs=self.jobs, history=self.history, metrics=self.metrics,
+                kept_as=self.preferences.kept_as,
+            )  # fmt: skip
             self.datasets = Datasets(self.settings.data / "datasets", self.settings.limits)
             self.children = Children(
                 self.settings, jobs=self.jobs, history=self.history, datasets=self.datasets

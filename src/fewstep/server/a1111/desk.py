@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from fewstep.errors import OutputError
+from fewstep.errors import FewstepError, OutputError
 from fewstep.prompt import styles as styling
 from fewstep.server import media
 from fewstep.server.a1111 import img2img, models, options, pasted, txt2img
@@ -54,7 +55,8 @@ async def desk_of(request: Request) -> Desk:
     """For routes: ``Depends(desk_of)``."""
     state = request.app.state
     if not hasattr(state, "a1111"):
-        state.a1111 = Desk()
+        folder = state.services.settings.data
+        state.a1111 = Desk(options=options.Store(folder / options.FILE))
     desk: Desk = state.a1111
     return desk
 
@@ -71,7 +73,7 @@ def prepared(body: Generation, services: Services, desk: Desk, owner: str) -> Pr
     merged = desk.options.get(owner) | own
     named = own.get(options.CHECKPOINT)
     if named is None:
-        model = generator.model_of(owner)
+        model = model_of(services, desk, owner)
     else:
         model = own[options.CHECKPOINT] = models.find(named, models.listed(generator))
     info = generator.info(model)
@@ -111,12 +113,23 @@ def set_options(services: Services, desk: Desk, owner: str, values: dict[str, An
 
     Raises:
         NotFoundError, CheckpointError, DependencyError: of the model.
+        OutputError: they cannot be written.
     """
     values = dict(values)
-    named = values.pop(options.CHECKPOINT, None)
-    if named is not None:
-        services.generator.set_model(owner, models.find(named, models.listed(services.generator)))
+    if (named := values.get(options.CHECKPOINT)) is not None:
+        values[options.CHECKPOINT] = models.find(named, models.listed(services.generator))
+        services.generator.set_model(owner, values[options.CHECKPOINT])
     desk.options.update(owner, values)
+
+
+def model_of(services: Services, desk: Desk, owner: str) -> str:
+    """Name of the model of an owner's requests: of before a restart too, while there is such a model."""
+    generator = services.generator
+    chosen: str = desk.options.get(owner)[options.CHECKPOINT]
+    if chosen and generator.model_of(owner) != chosen:
+        with contextlib.suppress(FewstepError):  # it is gone: the server's own draws
+            generator.set_model(owner, chosen)
+    return generator.model_of(owner)
 
 
 def styles(services: Services) -> tuple[styling.Style, ...]:

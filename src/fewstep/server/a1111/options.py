@@ -1,20 +1,21 @@
 """The WebUI's options: a closed list, of which only what concerns one caller's pictures can be changed.
 
-None of them reaches a path, code or the network. What a caller sets is kept in memory and holds for its key's
+None of them reaches a path, code or the network. What a caller sets is kept on disk and holds for its key's
 own requests; without keys, for everyone.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fewstep.errors import NotFoundError, UsageError
+from fewstep.errors import FewstepError, NotFoundError, UsageError
 from fewstep.prompt.infotext import EMPHASIS
 from fewstep.server.a1111 import names
+from fewstep.server.owned import Owned
 
 _log = logging.getLogger("fewstep.server")
 
@@ -116,22 +117,41 @@ student's name, ``none`` for the model itself, or ``Automatic``), whether settin
 all the same, and what brings a picture to a size that is not drawn (``none`` draws it at that size)."""
 
 
-class Store:
-    """What every caller has set."""
+FILE = "webui-options.json"
+"""In the folder of the server's data."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._set: dict[str, dict[str, Any]] = {}
+
+class Store:
+    """What every caller has set.
+
+    Args:
+        path: the file that keeps it; None keeps it in memory.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._owned = Owned(path)
 
     def get(self, owner: str) -> dict[str, Any]:
-        """Every option of an owner, but the model's."""
-        with self._lock:
-            return {name: one.default for name, one in OPTIONS.items()} | self._set.get(owner, {})
+        """Every option of an owner; the model is its name, empty where it chose none.
+
+        What another version of fewstep wrote and this one does not take has its default.
+        """
+        found = {name: one.default for name, one in OPTIONS.items()}
+        for name, value in self._owned.get(owner).items():
+            try:
+                found |= checked({name: value}, strict=False)
+            except FewstepError as error:
+                _log.info("option %.60r has its default: %s", name, error)
+        return found
 
     def update(self, owner: str, values: Mapping[str, Any]) -> None:
-        """Set what `checked` gave."""
-        with self._lock:
-            self._set.setdefault(owner, {}).update(values)
+        """Set what `checked` gave.
+
+        Raises:
+            OutputError: it cannot be written; nothing is changed.
+        """
+        if values:
+            self._owned.change(owner, lambda before: before | dict(values))
 
 
 def checked(given: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from fewstep.server.a1111 import models, options
-from fewstep.server.a1111.desk import set_options
+from fewstep.server.a1111.desk import model_of, set_options
 from fewstep.server.caller import owner
 from fewstep.server.routes.a1111.given import ERRORS, PREFIX, AtDesk, Given
 from fewstep.server.settings import is_loopback
@@ -21,7 +21,7 @@ def get_options(request: Request, services: Given, desk: AtDesk) -> dict[str, An
     """All there are; most are fixed."""
     who = owner(request)
     generator = services.generator
-    name = generator.model_of(who)
+    name = model_of(services, desk, who)
     there = models.listed(generator)
     sha256 = next((one.sha256 for one in there if one.name == name), None)
     found = desk.options.get(who)
@@ -31,7 +31,7 @@ def get_options(request: Request, services: Given, desk: AtDesk) -> dict[str, An
 
 @router.post("/options", summary="Set the caller's options")
 def post_options(values: dict[str, Any], request: Request, services: Given, desk: AtDesk) -> None:
-    """For this caller's requests alone, until the server stops; what is fixed is ignored."""
+    """For this caller's requests alone, on disk; what is fixed is ignored."""
     set_options(services, desk, owner(request), options.checked(values, strict=True))
 
 
@@ -58,7 +58,8 @@ async def unload(services: Given) -> dict[str, Any]:
 
 
 @router.post("/reload-checkpoint", summary="Open the caller's model")
-async def reload(request: Request, services: Given) -> dict[str, Any]:
+async def reload(request: Request, services: Given, desk: AtDesk) -> dict[str, Any]:
     """Its networks are loaded with the next order."""
-    await asyncio.to_thread(services.generator.info, services.generator.model_of(owner(request)))
+    name = await asyncio.to_thread(model_of, services, desk, owner(request))
+    await asyncio.to_thread(services.generator.info, name)
     return {}
