@@ -63,7 +63,7 @@ def size(info: ModelInfo, width: int | None, height: int | None, image: Image | 
     if width is None and height is None:
         if image is None:
             return info.native_size
-        return _like(info, image.shape[1], image.shape[0])
+        return like(info.native_size, info.size_multiple, info.max_size, image.shape[1], image.shape[0])
     chosen = (
         info.native_size[0] if width is None else width,
         info.native_size[1] if height is None else height,
@@ -77,13 +77,20 @@ def size(info: ModelInfo, width: int | None, height: int | None, image: Image | 
     return int(chosen[0]), int(chosen[1])
 
 
-def _like(info: ModelInfo, width: int, height: int) -> tuple[int, int]:
-    """About as many pixels as the native size, in the shape of a picture."""
-    step, (native_w, native_h) = info.size_multiple, info.native_size
-    factor = math.sqrt(native_w * native_h / (width * height))
+def like(native: tuple[int, int], step: int, most: int, width: int, height: int) -> tuple[int, int]:
+    """About as many pixels as the native size, in the shape of a picture.
+
+    Args:
+        native: width and height that a model draws best.
+        step: its sizes are multiples of this.
+        most: pixels of a side.
+        width: of the picture.
+        height: as width.
+    """
+    factor = math.sqrt(native[0] * native[1] / (width * height))
 
     def rounded(side: int) -> int:
-        return min(max(round(side * factor / step) * step, 4 * step), info.max_size // step * step)
+        return min(max(round(side * factor / step) * step, 4 * step), most // step * step)
 
     return rounded(width), rounded(height)
 
