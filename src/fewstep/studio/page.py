@@ -10,7 +10,7 @@ from typing import Final
 import gradio as gr
 
 from fewstep import __version__
-from fewstep.studio import sending
+from fewstep.studio import keys, live, sending
 from fewstep.studio.frame import Frame
 from fewstep.studio.tabs import TABS
 from fewstep.studio.words import COOKIE, LANGUAGES, Words
@@ -53,6 +53,8 @@ def build(language: str) -> gr.Blocks:
                     frame.tab = tab
                     build_tab(frame)
         sending.wire(frame)
+        live.wire(frame)
+        gr.HTML(keys.dialog(words), elem_id="keys-list", padding=False, apply_default_css=False)
     # Events wait for the server's own queue; Gradio's would be a second one.
     blocks.queue(default_concurrency_limit=None, api_open=False)
     return blocks
@@ -63,6 +65,7 @@ def _header(words: Words) -> str:
     text = html.escape(words("page.language"))
     return (
         f'<header class="fewstep-top"><strong>fewstep</strong> <small>{html.escape(__version__)}</small>'
+        f'<span class="fewstep-gap"></span>{keys.buttons(words)}'
         f'<a href="../{other}/" lang="{other}" hreflang="{other}" '
         f"onclick=\"document.cookie='{COOKIE}={other};path=/;max-age=31536000;samesite=strict'\">{text}</a></header>"
     )

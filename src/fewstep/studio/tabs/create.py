@@ -13,7 +13,7 @@ from typing import Any, Final
 import gradio as gr
 from gradio.context import Context
 
-from fewstep.studio import orders
+from fewstep.studio import live, orders
 from fewstep.studio.client import Api, ApiError, api_of
 from fewstep.studio.frame import Frame
 from fewstep.studio.orders import Form
@@ -43,6 +43,7 @@ def build(frame: Frame) -> None:
             stop = gr.Button(words("create.stop"), variant="stop", visible=False, elem_id="create-stop")
     with gr.Row(elem_id="create-body"):
         with gr.Column(scale=6, min_width=300):
+            live.build(frame)
             state = gr.HTML(elem_id="create-state", padding=False)
             gallery = gr.Gallery(
                 label=words("create.pictures"), elem_id="create-gallery", columns=4, object_fit="contain",
@@ -50,6 +51,7 @@ def build(frame: Frame) -> None:
             )  # fmt: skip
         with gr.Column(scale=4, min_width=300):
             _settings(frame, made)
+    frame.shared["create.gallery"] = gallery
     form.components = {name: made[name] for name in orders.FIELDS if name in made}
 
     async def watched(api: Api, job_id: str) -> AsyncIterator[dict[Any, Any]]:
