@@ -41,6 +41,7 @@ OPTIONS: Mapping[str, frozenset[str]] = {
     }),
     "merge": frozenset({"mode", "ratio", "blocks", "dtype", "vae", "out"}),
     "upscale": frozenset({"upscaler", "scale", "size", "threads", "out", "format"}),
+    "models": frozenset({"models-dir", "file"}),
 }  # fmt: skip
 """Commands that a server may run, with the options that have values."""
 FLAGS: Mapping[str, frozenset[str]] = {
@@ -48,6 +49,7 @@ FLAGS: Mapping[str, frozenset[str]] = {
     "distill": frozenset({"resume"}),
     "evaluate": frozenset({"compare", "json"}),
     "upscale": frozenset({"no-crop", "overwrite", "json"}),
+    "models": frozenset({"unnamed"}),
 }
 """Options of theirs without a value."""
 

@@ -21,7 +21,7 @@ _OPTIONS = {
     "add": frozenset({"--models-dir", "NAME", "PATH", "--replace"}),
     "show": frozenset({"--models-dir", "NAME"}),
     "remove": frozenset({"NAME", "--delete"}),
-    "download": frozenset({"--models-dir", "NAME", "--file", "--name", "--replace", "--quiet"}),
+    "download": frozenset({"--models-dir", "NAME", "--file", "--name", "--unnamed", "--replace", "--quiet"}),
 }
 """What each action takes."""
 
@@ -55,6 +55,10 @@ def command(
         str | None,
         typer.Option("--name", metavar="NAME", help="Name of what is downloaded; default its own."),
     ] = None,
+    unnamed: Annotated[
+        bool,
+        typer.Option("--unnamed", help="Give it no name: it is found in the folder of --models-dir."),
+    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Give the name to this model, though another has it.")
     ] = False,
@@ -84,6 +88,7 @@ def command(
         ("--models-dir", models_dir),
         ("--file", file),
         ("--name", given),
+        ("--unnamed", unnamed),
         ("--replace", replace),
         ("--delete", delete),
         ("--quiet", quiet),
@@ -110,9 +115,12 @@ def command(
         case "remove":
             named_models.remove(name, delete=delete, as_json=as_json)
         case "download":
+            if unnamed and (given is not None or replace or not folders):
+                raise UsageError("--unnamed: give --models-dir with it, and neither --name nor --replace")
             named_models.download(
-                name, folders, file=file, given=given, replace=replace, quiet=quiet, as_json=as_json
-            )
+                name, folders, file=file, given=given, replace=replace, unnamed=unnamed, quiet=quiet,
+                as_json=as_json,
+            )  # fmt: skip
 
 
 def _list(folders: list[Path], *, as_json: bool) -> None:

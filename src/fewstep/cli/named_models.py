@@ -11,14 +11,14 @@ from fewstep.cli.progress import progress
 from fewstep.errors import CheckpointError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from fewstep.engine.names import NamedModel, Origin
+    from fewstep.engine.names import NamedModel
 
 
 def add(name: str, path: Path, folders: Sequence[Path], *, replace: bool, as_json: bool) -> None:
     """Give a name to a file or folder, wherever it lies."""
-    from fewstep.engine import names
+    from fewstep.engine import names, naming
 
-    model = _examined(names.check_name(name), path, folders, replace=replace)
+    model = naming.examined(names.check_name(name), path, folders, replace=replace)
     names.add(model, replace=replace)
     _told(model, as_json=as_json)
 
@@ -85,17 +85,19 @@ def download(
     file: str | None,
     given: str | None,
     replace: bool,
+    unnamed: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Fetch a model from the hub and name it."""
-    from fewstep.engine import names
+    """Fetch a model from the hub and name it, unless it is found in its folder."""
+    from fewstep.engine import names, naming
     from fewstep.models import hub
 
     reference = hub.read_reference(text)
     own = file.rpartition("/")[2].removesuffix(".safetensors") if file else reference.name
     wanted = None if given is None else names.check_name(given)
-    _free(wanted or own, folders, replace=replace)
+    if not unnamed:
+        naming.free(wanted or own, folders, replace=replace)
 
     def announce(files: Sequence[hub.RemoteFile], commit: str) -> None:
         size = sum(one.size for one in files) / 1e6
@@ -110,10 +112,16 @@ def download(
             announce=announce,
             on_bytes=lambda here, total: report(here // 1_000_000, -(-total // 1_000_000)),
         )
+    if unnamed:
+        if as_json:
+            output.result_json({"path": str(made.path), "commit": made.commit})
+        else:
+            output.result(str(made.path))
+        return
     origin = names.Origin(repository=reference.repository, commit=made.commit, files=made.files)
     name = wanted or (made.path.stem if made.path.is_file() else made.path.name)
     try:
-        model = _examined(name, made.path, folders, replace=True, origin=origin)
+        model = naming.examined(name, made.path, folders, replace=True, origin=origin)
     except CheckpointError as error:
         output.note(f"warning: {error}")
         output.note(f"{made.path} is downloaded and has no name, as it is nothing to draw with")
@@ -123,44 +131,6 @@ def download(
     if model.kind == "lora":
         output.note(f"an adapter: --lora {made.path.stem} --loras-dir {made.path.parent}")
     _told(model, as_json=as_json)
-
-
-def _examined(
-    name: str, path: Path, folders: Sequence[Path], *, replace: bool, origin: Origin | None = None
-) -> NamedModel:
-    """A model with its kind, family and hash, as far as its name is free."""
-    from fewstep.checkpoint import bundle, safetensors
-    from fewstep.engine import names, registry
-
-    kind, family, size = registry.identify(path)
-    if origin is None:
-        _free(name, folders, replace=replace, path=path)
-    if kind == "bundle":
-        digest = bundle.open_bundle(path).hash
-    elif path.is_dir():
-        digest = safetensors.folder_hash(path)
-    else:
-        digest = safetensors.sha256_file(path)
-    return names.NamedModel(
-        name=name, path=path.absolute(), kind=kind, family=family, hash=digest, size=size, origin=origin
-    )
-
-
-def _free(name: str, folders: Sequence[Path], *, replace: bool, path: Path | None = None) -> None:
-    """Refuse a name that another model has.
-
-    A name that would hide a model that is found in a folder is refused in any case.
-    """
-    from fewstep.engine import registry
-
-    for entry in registry.models(folders):
-        if entry.name != name or (entry.origin == registry.NAMED and replace):
-            continue
-        if path is not None and entry.folder.absolute() == path.absolute():
-            continue
-        raise UsageError(
-            f"{name!r} is the name of {entry.folder} already ({entry.origin}); give another name"
-        )
 
 
 def _told(model: NamedModel, *, as_json: bool) -> None:

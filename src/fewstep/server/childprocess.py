@@ -38,6 +38,11 @@ PASSED: Final = (
     "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH",
 )  # fmt: skip
 """Variables of the environment that a process gets; keys of the server are in none of them."""
+NETWORK: Final = (
+    "HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy",
+    "http_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+)  # fmt: skip
+"""Further ones of a process that downloads: which hub, as whom, by which way."""
 
 STDOUT, STDERR, PROCESS = "stdout.txt", "stderr.txt", "process.json"
 POLL: Final = 0.1
@@ -77,16 +82,20 @@ def command(config: Path) -> list[str]:
     return [sys.executable, "-m", _MODULE, str(config)]
 
 
-def environment(models: str, source: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(
+    models: str, source: Mapping[str, str] | None = None, *, network: bool = False
+) -> dict[str, str]:
     """What a process gets to know: `PASSED`, where models are, and that it is not to use the network.
 
     Args:
         models: value of ``FEWSTEP_MODELS``.
         source: variables to take from; those of this process when left out.
+        network: it may use the network, unless the operator's own variables say that nothing does.
     """
     given = os.environ if source is None else source
-    kept = {name: given[name] for name in PASSED if name in given}
-    kept.setdefault("HF_HUB_OFFLINE", "1")
+    kept = {name: given[name] for name in (*PASSED, *(NETWORK if network else ())) if name in given}
+    if not network:
+        kept.setdefault("HF_HUB_OFFLINE", "1")
     return {**kept, "FEWSTEP_MODELS": models, "PYTHONUNBUFFERED": "1"}
 
 

@@ -258,7 +258,9 @@ class Children:
         try:
             ended = childprocess.run(
                 config, run.folder, stop=task.cancelled, told=told, grace=self._settings.grace,
-                variables=childprocess.environment(workplan.search_path(self._settings)),
+                variables=childprocess.environment(
+                    workplan.search_path(self._settings), network=child.plan.product == "download"
+                ),
             )  # fmt: skip
         except OSError as error:
             raise RunError(f"the process cannot be started ({error.strerror})") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.checkpoint import atomic
 from fewstep.errors import ConflictError, EngineError, FewstepError
-from fewstep.server import childprocess, media, workplan
+from fewstep.server import childprocess, library, media, workplan
 
 if TYPE_CHECKING:
     from fewstep.server.history import History
@@ -53,6 +53,9 @@ def check_free(settings: ServerSettings, plan: Plan) -> None:
 
     if plan.bundle is not None:
         check_free(settings, _bundle(plan, None))
+    if plan.product == "download":
+        library.check_managed(settings)
+        library.check_name_free(settings, plan.name or "")
     place = target(settings, plan)
     if place is None:
         return
@@ -90,6 +93,8 @@ def publish(
     if plan.product == "report":
         values = reports(plan.made or run.folder / childprocess.STDOUT)
         return {"reports": _without_paths(values, redact)}
+    if plan.product == "download":
+        return library.publish_download(settings, run.work)
     also: dict[str, Any] = {}
     if plan.bundle is not None:  # first: the student stays in the folder of the job when this fails
         what = _bundle(plan, run)

@@ -81,6 +81,8 @@ class ServerSettings(_Frozen):
     engine: Literal["auto", "openvino", "torch", "fake"] = "auto"
     threads: int | None = Field(None, ge=1)
     models_dirs: tuple[Path, ...] = ()
+    manage_models: bool = False
+    """Whoever may draw may download models and remove those that were made or downloaded here."""
     data: Path = Field(default_factory=_data)
     """Where pictures and the database lie."""
     database: str | None = None
@@ -102,6 +104,16 @@ class ServerSettings(_Frozen):
     def database_url(self) -> str:
         """What SQLAlchemy opens."""
         return self.database or f"sqlite:///{self.data / 'fewstep.db'}"
+
+    @property
+    def private(self) -> bool:
+        """Whether only this machine's own user is expected: no keys, and no name but the loopback's."""
+        return not (self.keys or self.insecure or self.allowed_hosts) and is_loopback(self.host)
+
+    @property
+    def managed(self) -> bool:
+        """Whether models may be downloaded and removed by requests."""
+        return self.manage_models or self.private
 
     @model_validator(mode="after")
     def _keys_differ(self) -> Self:

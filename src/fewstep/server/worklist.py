@@ -15,7 +15,7 @@ from fewstep.engine import registry
 from fewstep.errors import TooLarge, UsageError
 from fewstep.server import distilling, media
 from fewstep.server.schemas import work
-from fewstep.server.workplan import SUFFIX, Command, Find, Plan, Product, Run, given, setting
+from fewstep.server.workplan import SUFFIX, Command, Find, Plan, Product, Run, drafts, given, setting
 
 if TYPE_CHECKING:
     from fewstep.server.history import History
@@ -58,6 +58,8 @@ def plan(
         return _evaluate(body, run, find)
     if isinstance(body, work.MergeBody):
         return _merge(body, run, find)
+    if isinstance(body, work.DownloadBody):
+        return _download(body, run)
     return _upscale(body, run, threads)
 
 
@@ -123,13 +125,26 @@ def _evaluate(body: work.EvaluateBody, run: Run, find: Find) -> Plan:
 
 def _merge(body: work.MergeBody, run: Run, find: Find) -> Plan:
     models = [find(name, ("checkpoint", "pipeline")) for name in body.models]
-    file = body.name + (SUFFIX if models[0].kind == "checkpoint" else "")
+    name = drafts(run.folder.name) if body.draft else body.name
+    file = name + (SUFFIX if models[0].kind == "checkpoint" else "")
     options = given(
         mode=body.mode, ratio=body.ratio, blocks=body.blocks, dtype=body.dtype, out=run.made / file,
         vae=None if body.vae is None else find(body.vae, ("checkpoint", "pipeline")).folder,
     )  # fmt: skip
     command = Command("merge", tuple(options), (), tuple(str(one.folder) for one in models))
-    return Plan(commands=(command,), product="model", name=body.name, made=run.made / file, published=file)
+    return Plan(commands=(command,), product="model", name=name, made=run.made / file, published=file)
+
+
+def _download(body: work.DownloadBody, run: Run) -> Plan:
+    """Into the folder of the job, where a download that was stopped goes on; from there it is published."""
+    reference = body.repository + (f"@{body.revision}" if body.revision else "")
+    options = (("models-dir", str(run.work)), *given(file=body.file))
+    command = Command("models", options, ("unnamed",), ("download", reference))
+    name = body.repository if body.file is None else body.file
+    return Plan(
+        commands=(command,), product="download", name=name.rpartition("/")[2].removesuffix(SUFFIX),
+        made=run.work,
+    )  # fmt: skip
 
 
 def _upscale(body: work.EnlargeBody, run: Run, threads: int | None) -> Plan:

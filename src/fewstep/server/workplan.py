@@ -15,7 +15,8 @@ from fewstep.errors import NotFoundError
 if TYPE_CHECKING:
     from fewstep.server.settings import ServerSettings
 
-Product = Literal["lora", "embedding", "model", "report", "pictures"]
+Product = Literal["lora", "embedding", "model", "report", "pictures", "download"]
+"""A download is a model or an adapter, which is known when it is there."""
 SUFFIX = ".safetensors"
 _SAMPLES = ("*.png", "samples/*.png", "*/*.png", "*/samples/*.png")
 """Below the run folder: of trainings, of the stages of distillations, of evaluations."""
@@ -127,6 +128,11 @@ def search_path(settings: ServerSettings) -> str:
 def models_folder(settings: ServerSettings) -> Path:
     """Models that were made on a server."""
     return settings.data / "models"
+
+
+def drafts(job_id: str) -> str:
+    """Name of what a job has merged, until it is kept."""
+    return f"draft-{job_id[:16]}"
 
 
 def loras_folder(settings: ServerSettings) -> Path:

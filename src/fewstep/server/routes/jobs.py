@@ -1,4 +1,4 @@
-"""`/api/v1/jobs`: order, watch, cancel, do again; `/api/v1/models`: what can be drawn with."""
+"""`/api/v1/jobs`: order, watch, cancel, do again."""
 
 from __future__ import annotations
 
@@ -19,15 +19,11 @@ from fewstep.server.jobstore import UNFINISHED, fingerprint
 from fewstep.server.orders import Order, Progress
 from fewstep.server.pending import KnownJob, Pending
 from fewstep.server.schemas.native import (
-    ContractView,
     ErrorBody,
     GenerateBody,
     JobList,
     JobState,
     JobView,
-    ModelDetail,
-    ModelList,
-    ModelView,
 )
 from fewstep.server.schemas.work import BODIES, JobBody, WorkBody
 from fewstep.server.security import owner
@@ -135,58 +131,6 @@ async def events(
     mine = services.sees(owner(request))
     await asyncio.to_thread(services.jobs.get, job_id, mine)
     return EventSourceResponse(_events(services, job_id, mine, preview=preview), ping=15)
-
-
-@router.get("/models", tags=["models"], summary="Models that can be asked for")
-def models(services: Given) -> ModelList:
-    """By name; names are keys, never paths."""
-    pool = services.generator.pool
-    loaded, default = pool.loaded(), pool.default
-    return ModelList(
-        models=[
-            ModelView(
-                name=entry.name, kind=entry.kind, origin=entry.origin, bytes=entry.size,
-                loaded=entry.name == loaded, default=entry.name == default,
-            )
-            for entry in pool.models()
-        ]
-    )  # fmt: skip
-
-
-@router.get("/models/{name}", tags=["models"], summary="One model")
-def model(name: str, services: Given) -> ModelDetail:
-    """All that is known of it without drawing."""
-    pool = services.generator.pool
-    info = pool.info(name)
-    entry = next((one for one in pool.models() if one.name == name), None)
-    contract = info.contract
-    return ModelDetail(
-        name=name, kind="bundle" if entry is None else entry.kind,
-        origin="" if entry is None else entry.origin, bytes=0 if entry is None else entry.size,
-        loaded=pool.loaded() == name, default=pool.default == name, hash=info.hash, family=info.family,
-        licence=info.licence, native_width=info.native_size[0], native_height=info.native_size[1],
-        size_multiple=info.size_multiple, max_size=info.max_size,
-        num_inference_steps=contract.num_inference_steps, guidance_scale=contract.guidance_scale,
-        solver=contract.solver, prediction_type=contract.prediction_type, classes=sorted(info.classes),
-        contract=_contract(contract), max_clip_skip=info.max_clip_skip,
-        students=[
-            {"name": one.name, "method": one.contract.method, "steps": list(one.steps), "hash": one.hash,
-             "contract": _contract(one.contract).model_dump()}
-            for one in info.students
-        ],
-    )  # fmt: skip
-
-
-def _contract(contract: Any) -> ContractView:
-    return ContractView(
-        method=contract.method, num_inference_steps=contract.num_inference_steps,
-        allowed_steps=None if contract.allowed_steps is None else list(contract.allowed_steps),
-        solver=contract.solver, spacing=contract.spacing, eta=contract.eta, guidance=contract.guidance,
-        guidance_scale=contract.guidance_scale,
-        guidance_range=None if contract.guidance_range is None else list(contract.guidance_range),
-        guidance_rescale=contract.guidance_rescale,
-        negative_prompt_effective=contract.negative_prompt_effective,
-    )  # fmt: skip
 
 
 def _named(order: Order, key: str, body: str) -> Order:

@@ -191,6 +191,12 @@ class ModelView(BaseModel):
     bytes: int
     loaded: bool
     default: bool
+    draft: bool = Field(False, description="A merge that is neither kept nor discarded yet")
+    removable: Literal["files", "downloaded", "name"] | None = Field(
+        None,
+        description="What may be taken away by a request: its files; its name, and the files that were "
+        "downloaded; its name alone; nothing",
+    )
 
 
 class ContractView(BaseModel):
@@ -233,3 +239,7 @@ class ModelList(BaseModel):
     """Models, in the order of search."""
 
     models: list[ModelView]
+    managed: bool = Field(False, description="Whether models may be downloaded and removed by requests")
+    paths: bool = Field(False, description="Whether a file or folder of the server's machine may be named")
+    process_bytes: int = Field(0, description="Memory that the server's process holds")
+    free_bytes: int = Field(0, description="Memory of the machine that is free")

@@ -170,6 +170,35 @@ class MergeBody(Strict):
     blocks: str | None = Field(None, max_length=2000, pattern=r"^[A-Za-z0-9=.,\s-]+$")
     dtype: Literal["fp32", "fp16", "bf16"] | None = None
     vae: ModelName | None = Field(None, description="Bake in the autoencoder of this model")
+    draft: bool = Field(
+        False,
+        description="Under a name for the time being, which the job's result has, until the job is kept or "
+        "discarded; forgotten after a day",
+    )
+
+
+class DownloadBody(Strict):
+    """Fetch a model or an adapter from the Hugging Face hub; only where models may be managed."""
+
+    model_config = _example(kind="download", repository="owner/name")
+
+    kind: Literal["download"]
+    repository: str = Field(
+        max_length=193,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$",
+        description="Owner and name",
+    )
+    revision: str | None = Field(None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$")
+    file: str | None = Field(
+        None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./ -]*\.safetensors$",
+        description="Only this file of the repository; it has the name of what is made",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if any(".." in (text or "") for text in (self.repository, self.revision, self.file)):
+            raise ValueError("a name with '..' is none of the hub: leave it out")
+        return self
 
 
 class EnlargeBody(Strict):
@@ -200,10 +229,10 @@ class EnlargeBody(Strict):
         return self
 
 
-WorkBody = TrainBody | DistillBody | ExportBody | EvaluateBody | MergeBody | EnlargeBody
+WorkBody = TrainBody | DistillBody | ExportBody | EvaluateBody | MergeBody | EnlargeBody | DownloadBody
 BODIES: Mapping[str, type[WorkBody]] = {
     "train": TrainBody, "distill": DistillBody, "export": ExportBody, "evaluate": EvaluateBody,
-    "merge": MergeBody, "upscale": EnlargeBody,
+    "merge": MergeBody, "upscale": EnlargeBody, "download": DownloadBody,
 }  # fmt: skip
 """Kind of a job to what orders it."""
 
@@ -222,7 +251,8 @@ JobBody = Annotated[
     | Annotated[ExportBody, Tag("export")]
     | Annotated[EvaluateBody, Tag("evaluate")]
     | Annotated[MergeBody, Tag("merge")]
-    | Annotated[EnlargeBody, Tag("upscale")],
+    | Annotated[EnlargeBody, Tag("upscale")]
+    | Annotated[DownloadBody, Tag("download")],
     Discriminator(_kind),
 ]
 """Of ``POST /api/v1/jobs``."""
