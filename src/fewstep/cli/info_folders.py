@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.info_values import plain
 from fewstep.errors import CheckpointError, FewstepError, NotFoundError
+from fewstep.prompt.printable import plain
 
 if TYPE_CHECKING:
     from fewstep.diffusion.contract import SamplingContract

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.info_values import parsed, plain
+from fewstep.cli.info_values import parsed
 from fewstep.errors import CheckpointError, FewstepError
+from fewstep.prompt.printable import plain
 
 if TYPE_CHECKING:
     from fewstep.checkpoint.detect import Detected

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fewstep.cli import info_images
 from fewstep.cli.main import main
+from fewstep.prompt import foreign
 
 pytest.importorskip("sd_parsers")
 Output = pytest.CaptureFixture[str]
@@ -167,6 +167,6 @@ def test_a_graph_at_the_bound_is_read_in_time() -> None:
     prompt["10000"]["inputs"] |= {"positive": ["100", 0], "negative": ["100", 0]}
     texts = {"prompt": json.dumps(prompt)}
     started = time.process_time()
-    found = info_images.other_tool(texts)
+    found = foreign.other_tool(texts, install="")
     assert len(found["prompt"].split(", ")) == nodes // 2
     assert time.process_time() - started < 10
