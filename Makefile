@@ -106,10 +106,9 @@ students: $(STAMPS)/upscale $(STAMPS)/train # goes on where it stopped; the last
 	for name in $(filter-out lightning,$(STUDENTS)); do "$(BIN)/fewstep" distill emoji-128/$$name --resume $(SET) || exit 1; done
 	"$(BIN)/fewstep" distill emoji-128/lightning --resume $(SET) --into weights/emoji-128 $(LANDED)
 
-studio: ## the web studio
-	@test -d src/fewstep/studio || { echo "make studio: the studio is not written yet; use make image PROMPT=\"...\"" >&2; exit 1; }
+studio: ## the web studio, at http://127.0.0.1:7860; ARGS="--port 8000" adds options
 	@$(MAKE) --no-print-directory env EXTRAS=serve,upscale
-	"$(BIN)/fewstep" studio $(ARGS)
+	"$(BIN)/fewstep" serve $(ARGS)
 
 # $(call install,extra extra ...): one pip run for all of them, then one stamp each.
 define install
