@@ -40,7 +40,10 @@ OPTIONS: Mapping[str, frozenset[str]] = {
         "out",
     }),
     "merge": frozenset({"mode", "ratio", "blocks", "dtype", "vae", "out"}),
-    "upscale": frozenset({"upscaler", "scale", "size", "threads", "out", "format"}),
+    "upscale": frozenset({
+        "upscaler", "upscaler-2", "visibility", "scale", "size", "threads", "out", "format", "restore",
+        "restore-at", "prompt", "negative", "model", "student", "steps", "seed",
+    }),
     "models": frozenset({"models-dir", "file"}),
 }  # fmt: skip
 """Commands that a server may run, with the options that have values."""

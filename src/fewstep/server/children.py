@@ -105,8 +105,8 @@ class Children:
         self._plan(body, workplan.Run(folder=self._runs / "new"), owner)
         self.queue.check_room()
         row, new = self._jobs.add(
-            {"body": body.model_dump(mode="json", exclude={"image"})}, kind=body.kind, client="native",
-            owner=owner, idempotency_key=idempotency_key, fingerprint=fingerprint,
+            {"body": body.model_dump(mode="json", exclude={"image", "files"})}, kind=body.kind,
+            client="native", owner=owner, idempotency_key=idempotency_key, fingerprint=fingerprint,
         )  # fmt: skip
         if not new:
             return row.id

@@ -60,7 +60,7 @@ def plan(
         return _merge(body, run, find)
     if isinstance(body, work.DownloadBody):
         return _download(body, run)
-    return _upscale(body, run, threads)
+    return _upscale(body, run, find, threads)
 
 
 def _train(
@@ -147,19 +147,47 @@ def _download(body: work.DownloadBody, run: Run) -> Plan:
     )  # fmt: skip
 
 
-def _upscale(body: work.EnlargeBody, run: Run, threads: int | None) -> Plan:
-    from fewstep.engine.upscaling import catalogue
-
+def _upscale(body: work.EnlargeBody, run: Run, find: Find, threads: int | None) -> Plan:
+    first, second = upscalers(body)
     size = None if body.width is None else f"{body.width}x{body.height}"
     options = given(
-        upscaler=catalogue.resolve(body.upscaler), scale=body.scale, size=size,
-        threads=body.threads or threads, out=run.made, format="png",
+        upscaler=first, scale=body.scale, size=size, threads=body.threads or threads, out=run.made,
+        format="png",
     )  # fmt: skip
+    if second != "none":
+        options += given(**{"upscaler-2": second, "visibility": body.visibility})
+    if (anew := body.restore) is not None:
+        drawn_by = None if anew.model is None else find(anew.model, ("bundle", "pipeline", "checkpoint")).name
+        options += given(
+            restore=anew.strength, prompt=anew.prompt, negative=anew.negative_prompt or None, model=drawn_by,
+            student=anew.student, steps=anew.num_inference_steps, seed=anew.seed,
+            **{"restore-at": anew.at},
+        )  # fmt: skip
     flags = ("json", "overwrite") if body.crop else ("json", "overwrite", "no-crop")
     return Plan(
         commands=(Command("upscale", tuple(options), flags, (str(run.inputs),)),), product="pictures",
         made=run.made,
     )  # fmt: skip
+
+
+def upscalers(body: work.EnlargeBody) -> tuple[str, str]:
+    """The two upscalers of an order; the second may be ``none``.
+
+    Raises:
+        UsageError: unknown, or a level of noise for one that has none.
+        DependencyError: not installed.
+    """
+    from fewstep.engine.upscaling import catalogue
+
+    first = body.upscaler
+    if body.noise is not None:
+        first = catalogue.with_noise("waifu2x-cunet" if first == "auto" else first, body.noise)
+    if first != "none":
+        first = catalogue.resolve(first)
+    elif body.restore is None:
+        raise UsageError("upscaler is none and nothing is to be restored: ask for one of the two")
+    blended = body.upscaler_2 != "none" and body.visibility > 0
+    return first, catalogue.resolve(body.upscaler_2) if blended else "none"
 
 
 def check_size(body: work.EnlargeBody, width: int, height: int, limits: Limits) -> None:
@@ -192,10 +220,15 @@ def pictures(body: work.WorkBody, owner: str, history: History, settings: Server
         return {}
     files: dict[str, bytes] = {}
     limits, sees = settings.limits, owner if settings.keys else None
-    if body.image is not None:
-        pixels = media.decode_text(body.image, what="image", limits=limits, allow_urls=settings.allow_urls)
+    sent = (
+        {"image": body.image}
+        if body.image is not None
+        else {f"file-{number:02}": file for number, file in enumerate(body.files, 1)}
+    )
+    for name, text in sent.items():
+        pixels = media.decode_text(text, what=name, limits=limits, allow_urls=settings.allow_urls)
         check_size(body, pixels.shape[1], pixels.shape[0], limits)
-        files["image.png"] = media.encode(pixels, kind="png")
+        files[f"{name}.png"] = media.encode(pixels, kind="png")
     for image_id in body.images:
         kept = history.get(image_id, sees)
         check_size(body, kept.width, kept.height, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 
 from fewstep.cli import child
 from fewstep.errors import ConflictError, DataError, NotFoundError, QueueFull, RunError, TooLarge, UsageError
-from fewstep.server import childprocess, distilling, worklist, workplan
+from fewstep.server import childprocess, distilling, media, worklist, workplan
 from fewstep.server.children import Children, runs_folder
 from fewstep.server.database import Database
 from fewstep.server.datasets import Datasets, slug
@@ -244,6 +245,39 @@ def test_pictures_are_enlarged_into_the_history_with_their_parents(world: World)
         )
 
 
+def test_several_files_that_are_sent_are_enlarged_in_their_order(world: World) -> None:
+    sent = [base64.b64encode(media.encode(np.full((16, 20 + n, 3), n, np.uint8), kind="png")).decode()
+            for n in range(3)]  # fmt: skip
+    body = work.EnlargeBody(kind="upscale", files=tuple(sent), scale=4, upscaler="lanczos")
+    job_id = world.children.submit(body, owner="ann")
+    until(lambda: world.state(job_id) == "done")
+    job = world.jobs.get(job_id, "ann")
+    assert job.result is not None
+    assert [one["width"] for one in job.result["images"]] == [80, 84, 88]
+    assert sent[0] not in json.dumps(job.order)  # the database keeps no pictures
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"upscaler": "waifu2x-photo", "noise": 2}, ("waifu2x-photo-noise2", "none")),
+        ({"upscaler": "auto", "noise": -1}, ("waifu2x-cunet", "none")),
+        ({"upscaler": "nearest", "upscaler_2": "lanczos"}, ("nearest", "lanczos")),
+        ({"upscaler": "nearest", "upscaler_2": "lanczos", "visibility": 0}, ("nearest", "none")),
+        ({"upscaler": "none", "restore": {"strength": 0.2}}, ("none", "none")),
+        ({"upscaler": "lanczos", "noise": 1}, "no noise levels"),
+        ({"upscaler": "none"}, "nothing is to be restored"),
+    ],
+)
+def test_upscalers_of_an_order(given: dict[str, Any], expected: Any) -> None:
+    body = work.EnlargeBody.model_validate({"kind": "upscale", "images": ["0" * 32], **given})
+    if isinstance(expected, str):
+        with pytest.raises(UsageError, match=expected):
+            worklist.upscalers(body)
+    else:
+        assert worklist.upscalers(body) == expected
+
+
 def test_reports_are_results_without_paths(world: World) -> None:
     job_id = world.children.submit(work.EvaluateBody(kind="evaluate", models=("base",), n=4))
     until(lambda: world.state(job_id) == "done")
@@ -271,6 +305,9 @@ def test_every_kind_makes_a_command_that_the_child_takes(world: World, tmp_path:
         work.MergeBody(kind="merge", name="mix", models=("base", "base"), ratio=0.5, vae="base",
                        blocks="IN00=0.2,M00=1", dtype="fp16"),
         work.EnlargeBody(kind="upscale", images=("0" * 32,), scale=2, crop=False, upscaler="lanczos"),
+        work.EnlargeBody(kind="upscale", images=("0" * 32,), upscaler="nearest", upscaler_2="lanczos",
+                         restore=work.RestoreBody(prompt="--out=/x\n@f", negative_prompt="-n", student="four",
+                                                  model="base", num_inference_steps=2, at="tiles")),
     ]  # fmt: skip
     from fewstep.cli.main import group
 

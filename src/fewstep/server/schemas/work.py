@@ -201,6 +201,21 @@ class DownloadBody(Strict):
         return self
 
 
+class RestoreBody(Strict):
+    """Draw a picture anew at a low strength, to clean it."""
+
+    strength: Finite = Field(0.2, gt=0, le=1)
+    prompt: str = Field("", max_length=20_000, description="What the picture shows")
+    negative_prompt: str = Field("", max_length=20_000)
+    model: ModelName | None = None
+    student: Student | None = None
+    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    seed: Seed = 0
+    at: Literal["auto", "whole", "tiles"] = Field(
+        "auto", description="Whole before enlarging, or in tiles after"
+    )
+
+
 class EnlargeBody(Strict):
     """Enlarge pictures; the results are in the history, with the pictures as their parents."""
 
@@ -209,7 +224,12 @@ class EnlargeBody(Strict):
     kind: Literal["upscale"]
     images: tuple[PictureId, ...] = Field((), max_length=64)
     image: Base64 | None = Field(None, description="In place of pictures of the history")
+    files: tuple[Base64, ...] = Field((), max_length=64, description="Several, as image")
     upscaler: str = Field("auto", min_length=1, max_length=64)
+    upscaler_2: str = Field("none", min_length=1, max_length=64, description="Blended over the first")
+    visibility: Finite = Field(0.5, ge=0, le=1, description="Of the second")
+    noise: int | None = Field(None, ge=-1, le=3, description="What waifu2x removes; -1 is nothing")
+    restore: RestoreBody | None = None
     scale: Finite | None = Field(None, gt=0, le=16)
     width: int | None = Field(None, ge=16, le=16384, description="With height, in place of a scale")
     height: int | None = Field(None, ge=16, le=16384)
@@ -218,8 +238,8 @@ class EnlargeBody(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if bool(self.images) == (self.image is not None):
-            raise ValueError("give one of images and image")
+        if [bool(self.images), self.image is not None, bool(self.files)].count(True) != 1:
+            raise ValueError("give one of images, image and files")
         if len(set(self.images)) < len(self.images):
             raise ValueError("a picture is named twice: give each once")
         if (self.width is None) != (self.height is None):
