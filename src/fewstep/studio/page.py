@@ -10,7 +10,7 @@ from typing import Final
 import gradio as gr
 
 from fewstep import __version__
-from fewstep.studio import keys, live, sending
+from fewstep.studio import jobsbar, keys, live, sending
 from fewstep.studio.frame import Frame
 from fewstep.studio.tabs import TABS
 from fewstep.studio.words import COOKIE, LANGUAGES, Words
@@ -53,6 +53,7 @@ def build(language: str) -> gr.Blocks:
                     frame.tab = tab
                     build_tab(frame)
         sending.wire(frame)
+        jobsbar.build(frame)
         live.wire(frame)
         gr.HTML(keys.dialog(words), elem_id="keys-list", padding=False, apply_default_css=False)
     # Events wait for the server's own queue; Gradio's would be a second one.
