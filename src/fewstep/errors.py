@@ -113,6 +113,10 @@ class NotReady(FewstepError):
     http_status = 503
 
 
+class Stopping(NotReady):
+    """What was taken is not done because the server is being stopped; the next one may do it again."""
+
+
 class Expired(FewstepError):
     """An order that was not done by its deadline."""
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 from fewstep.engine.tasks import Event, Result, State, Task
-from fewstep.errors import EngineError, Expired, NotReady, QueueFull
+from fewstep.errors import EngineError, Expired, NotReady, QueueFull, Stopping
 
 _log = logging.getLogger("fewstep.queue")
 
@@ -167,8 +167,8 @@ class WorkQueue(Generic[Order, Result]):
     def drain(self, grace: float) -> bool:
         """Take nothing more, and let what runs come to its end.
 
-        Orders that wait fail with NotReady. Those that run have ``grace`` seconds; then they are told to stop
-        at their next step, which fails them with NotReady too, and this returns without waiting for it.
+        Orders that wait fail with Stopping. Those that run have ``grace`` seconds; then they are told to stop
+        at their next step, which fails them with Stopping too, and this returns without waiting for it.
 
         Returns:
             Whether all had ended by then.
@@ -177,7 +177,7 @@ class WorkQueue(Generic[Order, Result]):
             self._draining = True
             waiting = list(self._queued)
         for task in waiting:
-            self._end(task, "failed", error=NotReady(_STOPPING), only="queued")
+            self._end(task, "failed", error=Stopping(_STOPPING), only="queued")
         until = self._clock() + grace
         with self._changed:
             self._changed.notify_all()
@@ -213,7 +213,7 @@ class WorkQueue(Generic[Order, Result]):
 
     def _refusal(self) -> NotReady | None:
         if self._draining:
-            return NotReady(_STOPPING)
+            return Stopping(_STOPPING)
         if self._broken:
             return NotReady(f"the worker broke down {self._deaths} times: restart the server and see its log")
         if not self._alive:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Generic, Literal, TypeVar
 
-from fewstep.errors import Cancelled, Expired, NotReady
+from fewstep.errors import Cancelled, Expired, NotReady, Stopping
 
 _log = logging.getLogger("fewstep.queue")
 
@@ -88,7 +88,7 @@ class Task(Generic[Result]):
         return self._end(self, "cancelled", error=error, only="queued") or not self.done
 
     def stop(self, why: str) -> None:
-        """Let it stop at its next step for a reason that is not its caller's; it fails with NotReady then."""
+        """Let it stop at its next step for a reason that is not its caller's; it fails with Stopping then."""
         self._stopping = why
 
     def begin(self) -> None:
@@ -102,12 +102,12 @@ class Task(Generic[Result]):
     def fail(self, error: Exception) -> bool:
         """End it with an error; False when it had ended.
 
-        Cancelled becomes Expired or NotReady where not the caller but the deadline or the queue stopped it,
+        Cancelled becomes Expired or Stopping where not the caller but the deadline or the queue stopped it,
         and MemoryError becomes NotReady.
         """
         if isinstance(error, Cancelled) and not self._cancelled:
             if self._stopping is not None:
-                error = NotReady(self._stopping)
+                error = Stopping(self._stopping)
             elif self.late:
                 error = Expired(
                     f"the order was not done by its deadline, {self.seconds:.1f} s after it began ({error}): "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from fewstep.engine import batching, finished
 from fewstep.engine.queue import WorkQueue
 from fewstep.engine.request import GenerateRequest, GenerateResult, resolve
-from fewstep.errors import Cancelled, Expired, FewstepError, NotReady, QueueFull
+from fewstep.errors import Cancelled, Expired, FewstepError, NotReady, QueueFull, Stopping
 from fewstep.prompt import containers, infotext
+from fewstep.prompt.networks import cut_networks
 from fewstep.server import drawing, limits, orderfiles
 from fewstep.server.ids import new_id
 from fewstep.server.orders import Drawn, Order
@@ -99,6 +101,7 @@ class Generator:
             KnownJob: it was used for this one, which has ended; one that is on its way is returned.
         """
         try:
+            order = self._adaptable(order)
             request = self.request(order)
             if order.parent is not None:
                 self._history.get(order.parent, order.owner if self._settings.keys else None)
@@ -230,6 +233,15 @@ class Generator:
         self._finisher.shutdown(wait=True)
         self.pool.close()
 
+    def _adaptable(self, order: Order) -> Order:
+        """The order, of a form of its model that takes adapters where it asks for any."""
+        tagged = cut_networks(str(order.settings.get("prompt", "")))[1]
+        if not order.settings.get("adapters") and not any(one.kind == "lora" for one in tagged):
+            return order
+        own = self.pool.default if order.model is None else order.model
+        name = self.pool.adaptable(own)
+        return order if name == own else dataclasses.replace(order, model=name)
+
     def _room(self) -> None:
         """Refuse before anything is written; the queue itself decides in the end."""
         self.queue.check_room()
@@ -304,7 +316,7 @@ class Generator:
                 self._finisher.submit(self._finish, pending, result)
             except RuntimeError:  # it was shut down while this was drawn
                 self._behind.release()
-                self._failed(pending, NotReady("the server is stopping: send the order again"))
+                self._failed(pending, Stopping("the server is stopping: send the order again"))
 
     def _finish(self, pending: Pending, result: GenerateResult) -> None:
         try:
@@ -374,8 +386,9 @@ class Generator:
 
     def _failed(self, pending: Pending, error: BaseException) -> None:
         state = "failed"
-        if isinstance(error, (Cancelled, Expired)):
-            state = "cancelled" if isinstance(error, Cancelled) else "expired"
+        for kind, name in ((Cancelled, "cancelled"), (Expired, "expired"), (Stopping, "cut_off")):
+            if isinstance(error, kind):
+                state = name
         if not isinstance(error, FewstepError):
             _log.error("job %s failed", pending.id, exc_info=error)
         shown = str(error) if isinstance(error, FewstepError) else "a bug of fewstep; see the server's log"

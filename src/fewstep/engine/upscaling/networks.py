@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from fewstep.engine.upscaling.catalogue import INSTALL, Geometry, Network, base_path
 from fewstep.engine.upscaling.tiles import Planes
 from fewstep.errors import EngineError
+
+_KEPT: Final = 2
+"""Networks that stay loaded for the next picture: loading one costs as much as a small picture takes."""
+_idle: OrderedDict[tuple[Network, int | None], NcnnRunner] = OrderedDict()
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def runner(network: Network, threads: int | None = None) -> Iterator[NcnnRunner]:
+    """Yield a network that nobody else uses meanwhile, loaded now or left from a picture before.
+
+    Raises:
+        As `NcnnRunner`.
+    """
+    key = (network, threads)
+    with _lock:
+        found = _idle.pop(key, None)
+    found = found or NcnnRunner(network, threads)
+    yield found
+    with _lock:
+        _idle[key] = found
+        while len(_idle) > _KEPT:
+            _idle.popitem(last=False)
 
 
 class NcnnRunner:
