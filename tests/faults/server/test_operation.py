@@ -97,7 +97,7 @@ def test_o10_when_grace_is_over_it_stops_at_the_next_step(tmp_path: Path) -> Non
         assert again.get(f"/api/v1/jobs/{job}").json()["state"] == "cut_off"
         told = again.get(f"/api/v1/jobs/{waits}").json()
         assert told["state"] == "cut_off" and "is stopping" in told["error"]
-        assert again.post(f"/api/v1/jobs/{job}/requeue").status_code == 202
+        assert again.post(f"/api/v1/jobs/{job}/requeue", {}).status_code == 202
 
 
 def test_o11_a_server_that_is_loading_ends(tmp_path: Path) -> None:
