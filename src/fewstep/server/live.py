@@ -32,7 +32,7 @@ RESUME = 60.0
 """Seconds that a session is kept after its connection is gone."""
 MOST = 64
 """Sessions, those that are kept among them."""
-FINISHING = 0.3
+FINISHING = 1.0
 """Seconds that a newer wish lets a first picture that was begun go on."""
 _RETRIES = 30
 """How often a full queue is asked again for one wish."""
