@@ -14,7 +14,19 @@ from fastapi import FastAPI
 from fewstep import __version__
 from fewstep.errors import FewstepError
 from fewstep.server import faults, security
-from fewstep.server.routes import a1111, datasets, images, jobs, live, models, openai, ops, preferences, work
+from fewstep.server.routes import (
+    a1111,
+    datasets,
+    images,
+    jobs,
+    live,
+    models,
+    openai,
+    ops,
+    preferences,
+    reading,
+    work,
+)
 from fewstep.server.security.bodies import MULTIPART
 from fewstep.server.services import Services
 from fewstep.server.settings import ServerSettings
@@ -52,7 +64,10 @@ def create_app(
         summary="Few-step diffusion, by the APIs of the Stable Diffusion WebUI, of OpenAI, and our own",
     )  # fmt: skip
     app.state.services = Services(settings, opener)
-    for part in (ops, jobs, models, images, work, datasets, preferences, live, openai, a1111):
+    parts = (
+        ops, jobs, models, images, work, datasets, preferences, reading, live, openai, a1111,
+    )  # fmt: skip
+    for part in parts:
         app.include_router(part.router)
     faults.install(app)
     security.protect(app, settings, pages=pages, multipart=(*MULTIPART, *uploads))
