@@ -53,7 +53,7 @@ def by_method(
     assert body.method is not None
     values = methods.recipe(
         body.method, steps=body.steps, images=body.images, minutes=body.minutes, batch=body.batch_size or 8,
-        guidance=_guidance(teacher), prompts=_prompts(pictures),
+        guidance=_guidance(teacher), prompts=_prompts(pictures), grids=body.grids,
     )  # fmt: skip
     values["data"] = {"source": "cache", "path": str(latents), "batch_size": 8}
     values["teacher"] = {"pipeline": str(teacher.folder)}

@@ -13,8 +13,8 @@ IMAGES: Final = 20_000
 """Of an order that says nothing of its length."""
 _MOST: Final = 10_000_000
 """Of an order by the clock."""
-_GRIDS: Final = 4
-"""Sample grids of a stage."""
+GRIDS: Final = 4
+"""Sample grids of the longest stage."""
 
 
 def recipe(
@@ -26,6 +26,7 @@ def recipe(
     batch: int,
     guidance: float,
     prompts: list[str],
+    grids: int | None = None,
 ) -> dict[str, Any]:
     """Everything of a recipe but its data and its teacher.
 
@@ -38,6 +39,7 @@ def recipe(
         batch: images of an optimiser step.
         guidance: scale that the teacher draws with; 1 for none.
         prompts: of the sample grids; none draw none.
+        grids: of the longest stage; None is `GRIDS`.
     """
     stages = _stages(method, steps or 4, guidance)
     whole = sum(stage["stop"]["images"] for stage in stages)
@@ -49,9 +51,9 @@ def recipe(
         else:  # how far it comes is not known: what is counted within a stage stays as it is
             stage["stop"] = {"images": images or _MOST, "hours": minutes / 60 * share}
     values: dict[str, Any] = {"kind": "distillation", "seed": 0, "stages": stages}
-    if prompts:
+    if prompts and grids != 0:
         longest = max(stage["stop"]["images"] for stage in stages)
-        every = max(batch, longest // _GRIDS) if minutes is None else 2_000
+        every = max(batch, longest // (grids or GRIDS)) if minutes is None else 2_000
         values["samples"] = {"every_images": every, "prompts": prompts}
     return values
 

@@ -76,7 +76,7 @@ def _train(
         *given(trigger=body.trigger, minutes=body.minutes, images=body.images, rank=body.rank),
         *setting("seed", body.seed), *setting("optimiser.learning_rate", body.learning_rate),
         *setting("data.batch_size", body.batch_size),
-        *setting("runtime.log_images", _every(body)),
+        *setting("runtime.log_images", _every(body)), *_samples(body),
         *setting("runtime.mixed_precision", body.precision),
         *setting("runtime.threads", body.threads or threads), *setting("base.student", body.student),
     ]  # fmt: skip
@@ -91,6 +91,16 @@ def _every(body: work.TrainBody) -> int:
     """Images after which a training says how far it is: every 25 steps, fifty times in a short one."""
     every = 25 * (body.batch_size or 1)
     return every if body.images is None else max(1, min(every, body.images // 50))
+
+
+def _samples(body: work.TrainBody) -> list[tuple[str, str]]:
+    """When sample grids are drawn; as the command chooses where the order does not say."""
+    if body.grids is None:
+        return []
+    if body.grids == 0:
+        return [("set", "samples.every_images=null")]
+    assert body.images is not None  # checked by the order
+    return setting("samples.every_images", max(1, body.images // body.grids))
 
 
 def _export(body: work.ExportBody, run: Run, find: Find) -> Plan:

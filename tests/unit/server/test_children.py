@@ -292,6 +292,8 @@ def test_every_kind_makes_a_command_that_the_child_takes(world: World, tmp_path:
     bodies: list[work.WorkBody] = [
         train(rank=4, learning_rate=1e-4, seed=1, batch_size=2, precision="bf16", threads=2, minutes=3.5),
         train(student="four"),
+        train(images=80, grids=0),
+        train(images=80, grids=1),
         work.TrainBody(kind="train", what="embedding", name="word", dataset="dog", model="base"),
         work.TrainBody(kind="train", what="dreambooth", name="whole", dataset="dog", model="base"),
         work.DistillBody(kind="distill", name="toy", recipe="toys/lcm", images=100, seed=2, threads=1),
@@ -459,3 +461,13 @@ def test_a_process_that_cannot_be_started_is_an_error(world: World, monkeypatch:
         with pytest.raises(RunError, match="cannot be started"):
             pending.future.result(30)
     until(lambda: world.state(job_id) == "failed")
+
+
+def test_grids_are_as_many_as_asked(world: World, tmp_path: Path) -> None:
+    for grids, said in ((0, "null"), (2, "40"), (None, None)):
+        plan = worklist.plan(
+            train(images=80, grids=grids), workplan.Run(folder=tmp_path), find=workplan.finder(world.settings),
+            dataset=lambda name: world.datasets.folder("", name),
+        )  # fmt: skip
+        found = [value for _, value in plan.commands[0].options if value.startswith("samples.every_images=")]
+        assert found == ([] if said is None else [f"samples.every_images={said}"])

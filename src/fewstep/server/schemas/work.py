@@ -19,6 +19,7 @@ Threads = Annotated[int, Field(ge=1, le=1024, description="CPU threads; null is 
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 Images = Annotated[int, Field(ge=1, le=100_000_000)]
 Batch = Annotated[int, Field(ge=1, le=4096)]
+Grids = Annotated[int, Field(ge=0, le=100, description="Sample grids over the whole length; 0 draws none")]
 Precision = Literal["no", "fp16", "bf16"]
 
 PROMPT_SETS = Literal["seen", "combination", "object", "synonyms", "contact"]
@@ -45,12 +46,15 @@ class TrainBody(Strict):
     rank: int | None = Field(None, ge=1, le=1024, description="Of a LoRA")
     learning_rate: Finite | None = Field(None, gt=0, le=1)
     batch_size: Batch | None = None
+    grids: Grids | None = None
     seed: Seed | None = None
     precision: Precision | None = None
     threads: Threads | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.grids and self.images is None:
+            raise ValueError("grids needs images: without them it is not known how long it takes")
         if self.rank is not None and self.what != "lora":
             raise ValueError("rank is of a lora: leave it out")
         # the rules of a recipe, said at once and not by a process that has to start for it
@@ -88,6 +92,7 @@ class DistillBody(Strict):
         None, gt=0, le=20_160, description="The stages end after so many, all together; with a method"
     )
     batch_size: Batch | None = None
+    grids: Grids | None = None
     seed: Seed | None = None
     precision: Precision | None = None
     threads: Threads | None = None
@@ -100,8 +105,10 @@ class DistillBody(Strict):
             raise ValueError("a method needs a dataset, and a recipe has its own: give both or neither")
         if self.recipe is not None and self.model is not None:
             raise ValueError("a recipe names its teacher: leave model out")
-        if self.recipe is not None and (self.steps is not None or self.minutes is not None):
-            raise ValueError("a recipe says its own steps and time: leave steps and minutes out")
+        if self.recipe is not None and (self.steps, self.minutes, self.grids) != (None, None, None):
+            raise ValueError(
+                "a recipe says its own steps, time and grids: leave steps, minutes and grids out"
+            )
         if self.steps is not None and self.method == "lcm":
             raise ValueError("steps: a student of lcm draws in any number from 1 to 8: leave steps out")
         if self.bundle is not None and self.bundle == self.name:
