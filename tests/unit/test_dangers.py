@@ -18,7 +18,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 OWNERS = {
     "pickle": {"checkpoint/pickle_compat.py"},
     "rename": {"checkpoint/atomic.py"},
-    "network": {"server/urls.py", "models/load.py", "models/hub.py", "data/sources/", "data/sources.py"},
+    "network": {
+        "server/urls.py",
+        "models/load.py",
+        "models/hub.py",
+        "data/sources/",
+        "data/sources.py",
+        "studio/client.py",
+    },
     "shell": set(),
     "code from data": set(),
 }
