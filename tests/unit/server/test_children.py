@@ -466,8 +466,8 @@ def test_a_process_that_cannot_be_started_is_an_error(world: World, monkeypatch:
 def test_grids_are_as_many_as_asked(world: World, tmp_path: Path) -> None:
     for grids, said in ((0, "null"), (2, "40"), (None, None)):
         plan = worklist.plan(
-            train(images=80, grids=grids), workplan.Run(folder=tmp_path), find=workplan.finder(world.settings),
-            dataset=lambda name: world.datasets.folder("", name),
+            train(images=80, grids=grids), workplan.Run(folder=tmp_path),
+            find=workplan.finder(world.settings), dataset=lambda name: world.datasets.folder("", name),
         )  # fmt: skip
         found = [value for _, value in plan.commands[0].options if value.startswith("samples.every_images=")]
         assert found == ([] if said is None else [f"samples.every_images={said}"])
