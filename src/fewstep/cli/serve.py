@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import fewstep
 from fewstep.cli import output
 from fewstep.errors import DependencyError, EngineError, UsageError
 
@@ -30,6 +31,9 @@ def command(
     ] = None,
     models_dir: Annotated[
         list[Path] | None, typer.Option("--models-dir", metavar="DIR", help="Further folder of models.")
+    ] = None,
+    loras_dir: Annotated[
+        list[Path] | None, typer.Option("--loras-dir", metavar="DIR", help="Further folder of adapters.")
     ] = None,
     engine: Annotated[str, typer.Option("--engine", metavar="auto|openvino|torch|fake")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of drawing.")] = None,
@@ -116,7 +120,9 @@ def command(
         raise DependencyError(f"serve: {error.name} is not installed; install it with: {INSTALL}") from None
     keys = fleet.keys(os.environ, *(key or []))
     given: dict[str, Any] = {
-        "host": host, "port": port, "model": model, "models_dirs": tuple(models_dir or ()), "engine": engine,
+        "host": host, "port": port, "model": model, "engine": engine,
+        "models_dirs": (*(models_dir or ()), *_beside("")),
+        "loras_dirs": (*(loras_dir or ()), *_beside("*-styles")),
         "threads": threads, "save": not no_save, "keys": keys, "insecure": insecure,
         "allowed_hosts": tuple(allow_host or ()), "origins": tuple(allow_origin or ()),
         "allow_urls": allow_urls, "batch": batch, "grace": grace, "database": database,
@@ -164,6 +170,15 @@ def _build(settings: ServerSettings, *, studio: bool, json_logs: bool) -> FastAP
     services = app.state.services
     mount.attach(app, warm=lambda: services.started or services.failure is not None, data=settings.data)
     return app
+
+
+def _beside(pattern: str) -> tuple[Path, ...]:
+    """The weights of a source checkout that runs from itself, or folders in them; none of an installation."""
+    root = Path(fewstep.__file__).resolve().parents[2]
+    weights = root / "weights"
+    if not (root / "pyproject.toml").is_file() or not weights.is_dir():
+        return ()
+    return tuple(sorted(weights.glob(pattern))) if pattern else (weights,)
 
 
 def _logs(json: bool) -> None:

@@ -195,6 +195,13 @@ def find_for(engine: str, name: str | None = None, *, extra: Sequence[Path] = ()
         return find(name, extra=extra)
 
 
+def before(engine: str, one: ModelEntry, other: ModelEntry) -> bool:
+    """Whether, of two models with one name, an engine draws with the first in place of the second."""
+    kinds = _KINDS.get(engine, _ORDER)
+    places = [kinds.index(entry.kind) if entry.kind in kinds else len(kinds) for entry in (one, other)]
+    return places[0] < places[1]
+
+
 def bundled_folder() -> Path:
     """Where models that come with the package are."""
     return Path(__file__).resolve().parent.parent / "bundled"

@@ -16,6 +16,7 @@ from fewstep.errors import FewstepError
 from fewstep.server import faults, security
 from fewstep.server.routes import (
     a1111,
+    adapters,
     datasets,
     images,
     jobs,
@@ -65,7 +66,7 @@ def create_app(
     )  # fmt: skip
     app.state.services = Services(settings, opener)
     parts = (
-        ops, jobs, models, images, work, datasets, preferences, reading, live, openai, a1111,
+        ops, adapters, jobs, models, images, work, datasets, preferences, reading, live, openai, a1111,
     )  # fmt: skip
     for part in parts:
         app.include_router(part.router)

@@ -8,6 +8,7 @@ those of the model before are let go of then, not earlier: orders that were take
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,10 @@ from fewstep.engine.adapters import Catalogue
 from fewstep.engine.backends.base import ModelInfo
 from fewstep.engine.embeddings import EmbeddingCatalogue
 from fewstep.engine.engine import Engine
-from fewstep.errors import FewstepError, NotFoundError
+from fewstep.errors import FewstepError, NotFoundError, UsageError
+
+_FORMS: tuple[registry.Kind, ...] = ("pipeline", "checkpoint")
+"""Kinds of models that take adapters."""
 
 Opener = Callable[[str | None], Engine]
 """Opens the engine of a model by name; None is the server's own."""
@@ -78,8 +82,40 @@ class Pool:
         """Every model that can be asked for; of two with one name, the one that is drawn with."""
         found: dict[str, registry.ModelEntry] = {}
         for entry in registry.models(self._folders):
-            found.setdefault(entry.name, entry)
+            before = found.setdefault(entry.name, entry)
+            if registry.before(self._engine, entry, before):
+                found[entry.name] = entry
         return list(found.values())
+
+    def adaptable(self, name: str | None = None) -> str:
+        """What draws a model with adapters: itself, or its other form where it is a runtime bundle.
+
+        That is the model folder or file of the same name.
+
+        Returns:
+            A name for `info` and `using`.
+
+        Raises:
+            UsageError: there is none, or PyTorch is not installed.
+            NotFoundError: no such model.
+        """
+        wanted = self.default if name is None else name
+        if self._engine == "fake" or self._opener != self._open:
+            return wanted
+        entry = self._entry(wanted)
+        if entry.kind != "bundle":
+            return wanted
+        why = f"model {wanted}: a runtime bundle takes no adapters, and "
+        try:
+            other = registry.find(entry.name, kind=_FORMS, extra=self._folders)
+        except NotFoundError:
+            raise UsageError(
+                f"{why}there is no model folder or file of that name; choose another model, or name a folder "
+                "that has it with --models-dir"
+            ) from None
+        if self._engine == "openvino" or importlib.util.find_spec("torch") is None:
+            raise UsageError(f'{why}its folder needs PyTorch; install it with: pip install "fewstep[torch]"')
+        return f"{other.name}:{other.kind}"
 
     def info(self, name: str | None = None) -> ModelInfo:
         """What a model is; opens it when it is asked for the first time, without its networks.
@@ -156,11 +192,7 @@ class Pool:
     def _open(self, name: str | None) -> Engine:
         if self._engine == "fake":
             return Engine(backend="fake")
-        try:
-            entry = registry.find_for(self._engine, name, extra=self._folders)
-        except NotFoundError as error:
-            there = ", ".join(entry.name for entry in self.models()) or "none"
-            raise NotFoundError(f"model {name!r:.100}: not found; there are: {there}") from error
+        entry = self._entry(name)
         try:
             return Engine(
                 entry, self._engine, threads=self._threads, catalogue=self.adapters, learned=self.learned
@@ -168,3 +200,13 @@ class Pool:
         except FewstepError as error:
             # A message of the engine names folders; a client is told the model's name only.
             raise type(error)(str(error).replace(str(entry.folder), entry.name)) from error
+
+    def _entry(self, name: str | None) -> registry.ModelEntry:
+        plain, _, kind = (name or "").rpartition(":")
+        try:
+            if plain and kind in _FORMS:  # as `adaptable` names it
+                return registry.find(plain, kind=(kind,), extra=self._folders)
+            return registry.find_for(self._engine, name, extra=self._folders)
+        except NotFoundError as error:
+            there = ", ".join(entry.name for entry in self.models()) or "none"
+            raise NotFoundError(f"model {name!r:.100}: not found; there are: {there}") from error

@@ -68,8 +68,14 @@ def application(settings: Fleet) -> Any:
     settings.check_nodes(nodes)
     cores, cards = settings.share(cpus, gpus, nodes)
     folders = tuple(folder.absolute() for folder in settings.models_dirs)
+    loras = tuple(folder.absolute() for folder in settings.loras_dirs)
     settings = settings.model_copy(
-        update={"threads": cores, "data": settings.data.absolute(), "models_dirs": folders}
+        update={
+            "threads": cores,
+            "data": settings.data.absolute(),
+            "models_dirs": folders,
+            "loras_dirs": loras,
+        }
     )
     fewest, most = settings.bounds
     how_many: dict[str, Any] = {"num_replicas": fewest}

@@ -43,7 +43,7 @@ class Redactor:
                 folders.append(Path(find()))
         if settings is not None:
             secrets += [key.secret.get_secret_value() for key in settings.keys]
-            folders += [settings.data, *settings.models_dirs]
+            folders += [settings.data, *settings.models_dirs, *settings.loras_dirs]
         quoted = {quote(secret, safe="") for secret in secrets}
         self._secrets = sorted({*secrets, *quoted}, key=len, reverse=True)
         names = {name for folder in folders for name in _spellings(folder)}

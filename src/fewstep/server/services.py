@@ -94,7 +94,7 @@ class Services:
                 self.settings.model, engine=self.settings.engine, threads=self.settings.threads,
                 rows=self.settings.batch,
                 folders=(*self.settings.models_dirs, workplan.models_folder(self.settings)),
-                loras=(workplan.loras_folder(self.settings),),
+                loras=(workplan.loras_folder(self.settings), *self.settings.loras_dirs),
                 embeddings=(workplan.embeddings_folder(self.settings),), opener=self._opener,
             )  # fmt: skip
             self.preferences = Keeps(self.settings.data, self.settings.limits)

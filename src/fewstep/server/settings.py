@@ -81,6 +81,7 @@ class ServerSettings(_Frozen):
     engine: Literal["auto", "openvino", "torch", "fake"] = "auto"
     threads: int | None = Field(None, ge=1)
     models_dirs: tuple[Path, ...] = ()
+    loras_dirs: tuple[Path, ...] = ()
     manage_models: bool = False
     """Whoever may draw may download models and remove those that were made or downloaded here."""
     data: Path = Field(default_factory=_data)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+from fewstep.engine import registry
 from fewstep.engine.backends.fake import FakeBackend
 from fewstep.engine.engine import Engine
-from fewstep.errors import CheckpointError, NotFoundError
+from fewstep.errors import CheckpointError, NotFoundError, UsageError
 from fewstep.server.pool import Pool
 
 
@@ -96,3 +98,25 @@ def test_messages_about_models_tell_no_folders(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(Exception, match="damaged") as found:
         Pool(folders=[folder.parent]).info("damaged")
     assert "secret-place" not in str(found.value)
+
+
+def test_a_bundle_is_drawn_by_the_folder_of_its_name_where_adapters_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = Path(registry.__file__).parents[3] / "weights"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("FEWSTEP_MODELS", raising=False)
+    alone = Pool()
+    with pytest.raises(UsageError, match="takes no adapters, and there is no model folder"):
+        alone.adaptable("emoji-128")
+    pool = Pool(folders=(weights,))
+    listed = {entry.name: entry.kind for entry in pool.models()}
+    assert listed["emoji-128"] == "bundle"  # which is the one that is drawn with
+    name = pool.adaptable("emoji-128")
+    assert name == "emoji-128:pipeline" and pool.adaptable(name) == name
+    assert pool.info(name).hash != pool.info("emoji-128").hash
+    with pytest.raises(UsageError, match="needs PyTorch"):
+        Pool(engine="openvino", folders=(weights,)).adaptable("emoji-128")
+    with pytest.raises(NotFoundError, match="not found"):
+        pool.adaptable("nobody:pipeline")
