@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import html
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -121,8 +122,8 @@ class _Later:
         language = path.split("/")[1]
         words = Words(language if language in LANGUAGES else "en")
         text = words("page.loading") if self._failure is None else words("page.failed", why=self._failure)
-        html = _LOADING.format(language=words.language, text=text)
-        return HTMLResponse(html, status_code=503, headers={"Retry-After": "1"})
+        page = _LOADING.format(language=words.language, text=html.escape(text))
+        return HTMLResponse(page, status_code=503, headers={"Retry-After": "1"})
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
