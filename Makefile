@@ -18,8 +18,9 @@ EXTRAS ?= upscale
 SET ?=
 WORKERS ?= 2
 # Methods whose students are trained and measured, and the stages that the bundled model ships.
-STUDENTS ?= lightning progressive
-LANDED := --student four=unconditional-4 --student two=unconditional-2 --student one=unconditional-1
+STUDENTS ?= lightning flash
+LANDED_lightning := --student four=unconditional-4 --student two=unconditional-2
+LANDED_flash := --student one=flash:1
 
 # Prompts are free text: they reach the program through the environment, unexpanded by make and unseen by the shell.
 # `unexport` because exporting PROMPT itself would expand a `$` in it.
@@ -101,10 +102,9 @@ release-model: $(STAMPS)/upscale $(STAMPS)/train ## from the base in weights/emo
 	"$(BIN)/fewstep" generate --out $(VENV)/release -- "$(README_PROMPT)" > $(VENV)/release.txt
 	cp "$$(tail -n 1 $(VENV)/release.txt)" docs/results/red-apple.png
 
-students: $(STAMPS)/upscale $(STAMPS)/train # goes on where it stopped; the last one's stages go into the base
+students: $(STAMPS)/upscale $(STAMPS)/train # goes on where it stopped; the best stages go into the base
 	test -d .cache/emoji-128/latents || "$(BIN)/fewstep" data emoji-128 --autoencoder weights/emoji-128/vae
-	for name in $(filter-out lightning,$(STUDENTS)); do "$(BIN)/fewstep" distill emoji-128/$$name --resume $(SET) || exit 1; done
-	"$(BIN)/fewstep" distill emoji-128/lightning --resume $(SET) --into weights/emoji-128 $(LANDED)
+	$(foreach name,$(STUDENTS),"$(BIN)/fewstep" distill emoji-128/$(name) --resume $(SET) $(if $(LANDED_$(name)),--into weights/emoji-128 $(LANDED_$(name))) &&) true
 
 studio: ## the web studio, at http://127.0.0.1:7860; ARGS="--port 8000" adds options
 	@$(MAKE) --no-print-directory env EXTRAS=serve,upscale

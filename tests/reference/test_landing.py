@@ -13,6 +13,9 @@ from small_students import Drawings, Silent, ours
 
 from fewstep.cli.main import main
 from fewstep.data.latent_cache import build_cache
+from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
+from fewstep.distillation.products import narrowed
+from fewstep.errors import UsageError
 from fewstep.models import load
 from fewstep.training import trainer
 
@@ -76,10 +79,25 @@ def test_the_base_gets_the_students_of_its_stages(project: Path, capsys: pytest.
     assert not np.array_equal(ours(project / "base", 4), ours(project / "base", 2))
 
 
+def test_a_student_is_landed_for_some_of_its_step_counts() -> None:
+    schedule = ScheduleSpec(name="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    made = SamplingContract(
+        method="flash", base_family="x", prediction_type="v_prediction", schedule=schedule, solver="lcm",
+        allowed_steps=(1, 2, 4), num_inference_steps=4, native_sizes=((8, 8),),
+        timesteps={1: (999.0,), 4: (999.0, 749.0, 499.0, 249.0)},
+    )  # fmt: skip
+    one = narrowed(made, [1])
+    assert (one.allowed_steps, one.num_inference_steps, list(one.timesteps)) == ((1,), 1, [1])
+    assert list(one.grid(1)[:-1]) == [999.0]
+    with pytest.raises(UsageError, match="made for 1, 2, 4"):
+        narrowed(made, [3])
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--student", "two"], "give NAME=STAGE"),
+        (["--student", "two=steps-2:two"], "give NAME=STAGE"),
         (["--student", "two=steps-3"], "no such stage; it has steps-4, steps-2"),
         (["--student", "../two=steps-2"], "student"),
         (["--student", "a=steps-2", "--student", "a=steps-4"], "twice"),

@@ -16,6 +16,7 @@ from fewstep.cli.libraries import quiet_libraries
 from fewstep.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
+    from fewstep.distillation.products import Landing
     from fewstep.distillation.sections import DistillationRecipe
 
 RUNS = Path("runs")
@@ -47,7 +48,9 @@ def command(
     students: Annotated[
         list[str] | None,
         typer.Option(
-            "--student", metavar="NAME=STAGE", help="What --into gets of which stage; may be repeated."
+            "--student",
+            metavar="NAME=STAGE[:STEPS]",
+            help="What --into gets of which stage, for all its step counts or for 1,2; may be repeated.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -118,19 +121,26 @@ def command(
                 output.result(str(landed))
 
 
-def _named(given: Sequence[str], into: Path | None) -> dict[str, str]:
-    """Read NAME=STAGE."""
+def _named(given: Sequence[str], into: Path | None) -> dict[str, Landing]:
+    """Read NAME=STAGE[:STEPS]."""
+    from fewstep.distillation.products import Landing
+
     if (into is None) != (not given):
         missing = "--into" if into is None else "--student"
         raise UsageError(f"{missing} is missing: give --into PIPELINE and --student NAME=STAGE together")
-    found: dict[str, str] = {}
+    found: dict[str, Landing] = {}
     for text in given:
-        name, _, stage = text.partition("=")
-        if not (name and stage):
-            raise UsageError(f"--student is {text!r}: give NAME=STAGE, such as four=unconditional-4")
+        name, _, made = text.partition("=")
+        stage, colon, counts = made.partition(":")
+        steps = tuple(int(count) if count.isdecimal() else 0 for count in counts.split(",")) if colon else ()
+        if not (name and stage and all(steps)):
+            raise UsageError(
+                f"--student is {text!r}: give NAME=STAGE, such as four=unconditional-4, or "
+                "NAME=STAGE:STEPS, such as one=flash:1"
+            )
         if name in found:
             raise UsageError(f"--student names {name!r} twice: give each student a name of its own")
-        found[name] = stage
+        found[name] = Landing(stage, steps)
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.checkpoint import atomic, safetensors
@@ -72,13 +74,23 @@ def finish(recipe: DistillationRecipe, run_folder: Path) -> Path:
     return out
 
 
-def land(recipe: DistillationRecipe, run_folder: Path, stages: Mapping[str, str], folder: Path) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Which stage's student is landed, and for which of the step counts it was made for; () is all."""
+
+    stage: str
+    steps: tuple[int, ...] = ()
+
+
+def land(
+    recipe: DistillationRecipe, run_folder: Path, stages: Mapping[str, Landing], folder: Path
+) -> list[Path]:
     """Write students of finished stages into the pipeline folder of their base; all or nothing for each.
 
     Args:
         recipe: of the run.
         run_folder: its folder.
-        stages: a student's name in ``folder`` -> the stage that made it.
+        stages: a student's name in ``folder`` -> what it is of.
         folder: the base, a pipeline folder; a student of the same name is replaced.
 
     Returns:
@@ -86,17 +98,38 @@ def land(recipe: DistillationRecipe, run_folder: Path, stages: Mapping[str, str]
 
     Raises:
         RunError: a stage has not reached its stop.
+        UsageError: it was not made for so many steps.
         NotFoundError, CheckpointError, UsageError, OutputError: as `fewstep.models.load.save_student`.
     """
     landed = []
-    for name, stage in stages.items():
-        network, contract = student(recipe, run_folder, stage=stage)
+    for name, landing in stages.items():
+        network, contract = student(recipe, run_folder, stage=landing.stage)
+        if landing.steps:
+            contract = narrowed(contract, landing.steps)
         assert isinstance(network, ConditionedUNet), "refused by check_landing"
         landed.append(load.save_student(folder, name, network.network, contract, replace=True))
     return landed
 
 
-def check_landing(recipe: DistillationRecipe, stages: Mapping[str, str], folder: Path) -> None:
+def narrowed(contract: SamplingContract, steps: Sequence[int]) -> SamplingContract:
+    """The contract for some of its step counts only, so that another student may have the others.
+
+    Raises:
+        UsageError: one that the weights were not made for.
+    """
+    known = contract.allowed_steps
+    if known is None or not set(steps) <= set(known):
+        made = "any number of" if known is None else ", ".join(map(str, known))
+        raise UsageError(f"steps {', '.join(map(str, steps))}: this student was made for {made} steps")
+    return dataclasses.replace(
+        contract,
+        allowed_steps=tuple(sorted(steps)),
+        num_inference_steps=max(steps),
+        timesteps={count: times for count, times in contract.timesteps.items() if count in steps},
+    )
+
+
+def check_landing(recipe: DistillationRecipe, stages: Mapping[str, Landing], folder: Path) -> None:
     """Refuse before hours of training what `land` could not do after them.
 
     Raises:
@@ -106,11 +139,11 @@ def check_landing(recipe: DistillationRecipe, stages: Mapping[str, str], folder:
     if recipe.teacher.pipeline is None:
         raise UsageError(f"--into {folder}: this recipe is a toy, its students are no part of a pipeline")
     known = [section.name for section in recipe.stages]
-    for name, stage in stages.items():
+    for name, landing in stages.items():
         student_part(name)
-        if stage not in known:
+        if landing.stage not in known:
             raise UsageError(
-                f"--student {name}={stage}: the recipe has no such stage; it has {', '.join(known)}"
+                f"--student {name}={landing.stage}: the recipe has no such stage; it has {', '.join(known)}"
             )
     load.check_index(load.check_folder(folder))
 
