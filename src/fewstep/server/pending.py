@@ -101,6 +101,8 @@ async def finish(pending: Pending, request: Request | None = None) -> Drawn:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         pending.cancel()
+        # Its end is looked at, though nobody waits for it: else it would be logged as one that was missed.
+        future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         raise
     finally:
         if watcher is not None:
