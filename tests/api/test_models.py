@@ -220,6 +220,7 @@ def test_the_model_in_memory_is_let_go_of(server: Served, client: httpx.Client) 
     assert server.services.generator.pool.loaded() is not None
     assert client.post(f"{MODELS}/unload").json()["model"] is not None
     assert client.post(f"{MODELS}/unload").json() == {"model": None}
+    assert there(client)["base"]["kinds"] == ["pipeline"]
     found = client.get(MODELS).json()
     assert found["process_bytes"] > 1_000_000 and found["free_bytes"] > 1_000_000
 

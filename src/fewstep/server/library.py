@@ -37,6 +37,18 @@ def is_draft(settings: ServerSettings, entry: ModelEntry) -> bool:
     return entry.name.startswith(_DRAFT) and entry.folder.parent == workplan.models_folder(settings)
 
 
+def kinds(settings: ServerSettings) -> dict[str, list[str]]:
+    """Kinds of the models by name; of several, the first is drawn with, and only others may be merged."""
+    from fewstep.engine import registry
+
+    found: dict[str, list[str]] = {}
+    for kind in ("bundle", "pipeline", "checkpoint"):
+        for entry in registry.models((*settings.models_dirs, workplan.models_folder(settings))):
+            if entry.kind == kind:
+                found.setdefault(entry.name, []).append(kind)
+    return found
+
+
 def removable(settings: ServerSettings, entry: ModelEntry) -> Removable | None:
     """What a request may take away of a model: see `fewstep.server.schemas.native.ModelView`."""
     from fewstep.engine import registry

@@ -25,12 +25,14 @@ def models(services: Given) -> ModelList:
     pool = services.generator.pool
     loaded, default = pool.loaded(), pool.default
     settings = services.settings
+    kinds = library.kinds(settings)
     return ModelList(
         models=[
             ModelView(
                 name=entry.name, kind=entry.kind, origin=entry.origin, bytes=entry.size,
                 loaded=entry.name == loaded, default=entry.name == default,
-                draft=library.is_draft(settings, entry), removable=library.removable(settings, entry),
+                kinds=kinds.get(entry.name, [entry.kind]), draft=library.is_draft(settings, entry),
+                removable=library.removable(settings, entry),
             )
             for entry in pool.models()
         ],

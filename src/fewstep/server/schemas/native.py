@@ -191,6 +191,7 @@ class ModelView(BaseModel):
     bytes: int
     loaded: bool
     default: bool
+    kinds: list[str] = Field([], description="All that have this name; the first draws")
     draft: bool = Field(False, description="A merge that is neither kept nor discarded yet")
     removable: Literal["files", "downloaded", "name"] | None = Field(
         None,

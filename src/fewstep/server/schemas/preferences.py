@@ -21,13 +21,15 @@ class Preferences(Strict):
     width: Side | None = Field(None, description="Pixels; null is the model's own")
     height: Side | None = None
     n: int = Field(4, ge=1, le=64, description="Pictures of one order")
-    stop: Stop | None = Field(None, description="Of the quality dial: steps, or teacher; null is the fastest")
+    stop: Stop | None = Field(
+        None, description="Of the quality dial: steps, or teacher; null is the studio's choice"
+    )
     save: bool = Field(True, description="Keep pictures in the history")
     format: Literal["png", "jpg", "webp"] = Field(
         "png", description="Of the pictures that are kept; png keeps every bit"
     )
     quality: int = Field(95, ge=1, le=100, description="Of jpg and webp")
-    live: bool = Field(False, description="Draw while the prompt is typed")
+    live: bool = Field(True, description="Draw while the prompt is typed")
     language: Literal["auto", "en", "zh"] = "auto"
     theme: Literal["auto", "light", "dark"] = "auto"
     page: int = Field(48, ge=12, le=200, description="Pictures on a page of the history")

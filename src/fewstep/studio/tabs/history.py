@@ -91,7 +91,7 @@ def build(frame: Frame) -> None:
     words = frame.words
     with gr.Row():
         text = gr.Textbox(
-            label=words("history.search"), placeholder=words("history.search_hint"), scale=3,
+            value="", label=words("history.search"), placeholder=words("history.search_hint"), scale=3,
             elem_id="history-search", max_lines=1, max_length=1000,
         )  # fmt: skip
         tag = gr.Dropdown(
@@ -125,7 +125,9 @@ def build(frame: Frame) -> None:
             last, ids = gr.State(None), gr.State([])
             count = gr.Markdown("", elem_id="history-count")
             with gr.Row():
-                like = gr.Button(words("history.favourite"), size="sm", min_width=90, elem_id="history-like")
+                like = gr.Button(
+                    words("history.favourite"), size="sm", min_width=90, elem_id="history-favourite"
+                )
                 delete = gr.Button(
                     words("history.delete"), size="sm", min_width=90, variant="stop", elem_id="history-delete"
                 )
@@ -142,8 +144,8 @@ def build(frame: Frame) -> None:
                 sending.buttons(frame, "history", last, *sending.TARGETS)
             details = gr.HTML("", elem_id="history-details", css_template=_asset("facts.css"))
             tags = gr.Textbox(
-                label=words("history.tags"), placeholder=words("history.tags_hint"), elem_id="history-tags",
-                max_lines=1, max_length=1000,
+                value="", label=words("history.tags"), placeholder=words("history.tags_hint"),
+                elem_id="history-tags", max_lines=1, max_length=1000,
             )  # fmt: skip
             with gr.Row():
                 add = gr.Button(words("history.add_tags"), size="sm", elem_id="history-tags-add")
@@ -154,7 +156,7 @@ def build(frame: Frame) -> None:
                 )
             with gr.Accordion(words("history.infotext"), open=False):
                 infotext = gr.Textbox(
-                    show_label=False, container=False, label=words("history.infotext"), lines=4,
+                    value="", show_label=False, container=False, label=words("history.infotext"), lines=4,
                     interactive=False, buttons=["copy"], elem_id="history-infotext",
                 )  # fmt: skip
             with gr.Accordion(words("history.record"), open=False):
