@@ -43,6 +43,8 @@ _log = logging.getLogger("fewstep.server")
 
 _BEHIND = 8
 """Orders that may be finished later than they are drawn, before drawing waits for it."""
+_LASTING = 0.5
+"""Seconds of drawing after which an order is recorded as running."""
 
 
 class Generator:
@@ -282,10 +284,11 @@ class Generator:
         self, engine: Engine, tasks: Sequence[Task[GenerateResult]], pendings: Sequence[Pending]
     ) -> None:
         for one in pendings:
-            # By the other thread, so that no commit is waited for; after a crash both states are unfinished.
-            with contextlib.suppress(RuntimeError):  # it is stopped already
-                self._finisher.submit(self._state, one, "running")
             one.begin()
+        # Only where it lasts: a commit costs as much as a step. After a crash both states are unfinished.
+        lasting = threading.Timer(_LASTING, self._lasting, [pendings])
+        lasting.daemon = True
+        lasting.start()
 
         def told(one: Pending) -> Callable[[StepReport], None]:
             return lambda step: one.report(step, lambda: engine.preview(step.x0[:1])[0])
@@ -298,10 +301,17 @@ class Generator:
             if not tasks[index].finish(end):
                 self._behind.release()
 
-        batching.generate_batch(
-            engine, [one.request for one in pendings], on_step=[told(one) for one in pendings],
-            cancelled=[task.cancelled for task in tasks], on_end=ended,
-        )  # fmt: skip
+        try:
+            batching.generate_batch(
+                engine, [one.request for one in pendings], on_step=[told(one) for one in pendings],
+                cancelled=[task.cancelled for task in tasks], on_end=ended,
+            )  # fmt: skip
+        finally:
+            lasting.cancel()
+
+    def _lasting(self, pendings: Sequence[Pending]) -> None:
+        for one in pendings:
+            self._state(one, "running")
 
     def _ended(self, pending: Pending, task: Task[GenerateResult]) -> None:
         """The queue is done with an order: finish it, or say why not."""
@@ -407,6 +417,8 @@ class Generator:
         if not pending.order.recorded:
             return
         try:
+            if state != "running":
+                values["started"] = pending.started
             self._jobs.set_state(pending.id, state, **values)
         except Exception:
             _log.exception("state %s of job %s cannot be recorded", state, pending.id)

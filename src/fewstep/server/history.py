@@ -137,10 +137,7 @@ class History:
         try:
             files.save(path, data)
             with self.database.writing() as session:
-                image = rows.row(found)
-                session.add(image)
-                session.flush()
-                kept = rows.kept(session, [image])[0]
+                kept = rows.add(session, found)
         except BaseException:
             # A picture may be whole under its name and its folder not flushed.
             with contextlib.suppress(OutputError):

@@ -37,6 +37,8 @@ class Pending:
         self._listeners: list[OnProgress] = [] if on_progress is None else [on_progress]
         self._task: Task[GenerateResult] | None = None
         self._started: float | None = None
+        self.started: float | None = None
+        """Seconds since 1970 when its drawing began."""
 
     @property
     def task(self) -> Task[GenerateResult]:
@@ -62,7 +64,7 @@ class Pending:
 
     def begin(self) -> None:
         """It is being drawn from now on."""
-        self._started = time.monotonic()
+        self._started, self.started = time.monotonic(), time.time()
         self.tell(Progress(step=0, total=0, image=0, images=self.request.n, seconds=0.0))
 
     def tell(self, progress: Progress) -> None:
