@@ -203,11 +203,15 @@ def _side(words: Words, side: str) -> gr.Number:
 
 def _target(editor: gr.ImageEditor, parent: gr.State, fold: gr.Accordion) -> Target:
     async def take(sent: Sent, request: gr.Request) -> list[Any]:
-        name = f"{sent.image_id}.{sent.data[1:4].decode('ascii', 'replace').strip().lower()}"
+        name = (sent.image_id or "picture") + painted.suffix(sent.data)
         path = await asyncio.to_thread(
             processing_utils.save_bytes_to_cache, sent.data, name, editor.GRADIO_CACHE
         )
-        return [{"background": path, "layers": [], "composite": path}, sent.image_id, gr.Accordion(open=True)]
+        return [
+            {"background": path, "layers": [], "composite": path},
+            sent.image_id or None,
+            gr.Accordion(open=True),
+        ]
 
     outputs: list[Any] = [editor, parent, fold]
     return Target("create", outputs, take)

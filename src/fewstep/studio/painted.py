@@ -74,6 +74,12 @@ def read(payload: Any) -> Painted | None:
     return Painted(data, mask if mask is not None and mask.any() else None, name)
 
 
+def suffix(data: bytes) -> str:
+    """Of the name of a picture's file, by its content."""
+    begun = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
+    return next((end for begin, end in begun.items() if data.startswith(begin)), ".png")
+
+
 def _both(mask: Mask, other: Mask) -> Mask:
     if mask.shape != other.shape:
         raise DataError("paint: layers of two sizes; clear the paint and paint again")
