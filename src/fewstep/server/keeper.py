@@ -1,4 +1,4 @@
-"""What a server does now and then so that others may share its database.
+"""What a server does now and then: clearing away, and so that others may share its database.
 
 It says that it lives, looks for servers that do not and marks their jobs, and stops what was cancelled at
 another server. See docs/adr/0023-many-replicas-one-database.md.
@@ -19,6 +19,8 @@ _log = logging.getLogger("fewstep.server")
 
 LOOK = 1.0
 """Seconds between looks for jobs that were cancelled elsewhere."""
+DAY = 86_400.0
+"""Seconds between two times of clearing away."""
 BEAT = 15.0
 """Seconds between signs of life, as `fewstep.server.presence.BEAT`, whose import costs a database."""
 
@@ -29,7 +31,9 @@ class Keeper:
     Args:
         jobs: of this server.
         pending: what has not ended here, by the id of its job: how it is cancelled.
-        look, beat: see `LOOK` and `BEAT`.
+        at_start: done once, before anything else.
+        daily: done with the first sign of life and then every `DAY`.
+        look, beat, day: see `LOOK`, `BEAT` and `DAY`.
     """
 
     def __init__(
@@ -37,11 +41,15 @@ class Keeper:
         jobs: JobStore,
         pending: Callable[[], Mapping[str, Callable[[], object]]],
         *,
+        at_start: Callable[[], object] = lambda: None,
+        daily: Callable[[], object] = lambda: None,
         look: float = LOOK,
         beat: float = BEAT,
+        day: float = DAY,
     ) -> None:
         self._jobs, self._pending = jobs, pending
-        self._look, self._beat = look, beat
+        self._at_start, self._daily = at_start, daily
+        self._look, self._beat, self._day = look, beat, day
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fewstep-keeper", daemon=True)
         self._thread.start()
@@ -52,13 +60,20 @@ class Keeper:
         self._thread.join()
 
     def _run(self) -> None:
-        due = time.monotonic() + self._beat
+        try:
+            self._at_start()
+        except Exception:
+            _log.warning("what is done at the start failed", exc_info=True)
+        due = day = time.monotonic() + self._beat
         while not self._closed.wait(self._look):
             try:
                 self.stop_cancelled()
                 if time.monotonic() >= due:
                     due = time.monotonic() + self._beat
                     self.beat()
+                if time.monotonic() >= day:
+                    day = time.monotonic() + self._day
+                    self._daily()
             except Exception:
                 # The database is away: its next answer may be better, and drawing goes on.
                 _log.warning("the database cannot be asked about other servers", exc_info=True)

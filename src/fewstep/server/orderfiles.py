@@ -1,14 +1,17 @@
 """Orders as JSON, so that one which was cut off can be done again; their pictures are files beside it.
 
 Pictures are named by their SHA-256, so that the same one is kept once, and are deleted when no unfinished job
-needs them.
+needs them and they have not been used for some time: a job that came to nothing can be done again until then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
+import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,16 +69,24 @@ def from_json(values: Mapping[str, Any], folder: Path, *, owner: str, job_id: st
         raise DataError(f"job {job_id}: its record cannot be read ({error}); send the order again") from error
 
 
-def sweep(folder: Path, needed: Iterable[Mapping[str, Any]]) -> int:
-    """Delete pictures that none of these orders has; return how many."""
+def sweep(folder: Path, needed: Iterable[Mapping[str, Any]], *, older_than: float = 0.0) -> int:
+    """Delete pictures that none of these orders has; return how many.
+
+    Args:
+        folder: of the pictures.
+        needed: orders as `to_json` made them.
+        older_than: seconds since a picture was last part of a new order.
+    """
     if not folder.is_dir():
         return 0
+    before = time.time() - older_than
     keep = {name for order in needed for name in _names(order.get("settings"))}
     gone = 0
     for path in folder.glob("*.png"):
-        if path.stem not in keep:
-            path.unlink(missing_ok=True)
-            gone += 1
+        with contextlib.suppress(FileNotFoundError):  # another server was faster
+            if path.stem not in keep and path.stat().st_mtime <= before:
+                path.unlink()
+                gone += 1
     return gone
 
 
@@ -120,7 +131,9 @@ def _save(pixels: np.ndarray[Any, Any], folder: Path) -> str:
     data = buffer.getvalue()
     name = hashlib.sha256(data).hexdigest()
     path = folder / f"{name}.png"
-    if not path.is_file():
+    try:
+        os.utime(path)  # it is in use anew, see `sweep`
+    except FileNotFoundError:
         folder.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(path, data)
     return name

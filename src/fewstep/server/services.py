@@ -75,7 +75,7 @@ class Services:
         Raises:
             FewstepError: why it cannot work; `failure` has the sentence from then on.
         """
-        from fewstep.server import childprocess, workplan
+        from fewstep.server import childprocess, housekeeping, workplan
         from fewstep.server.children import Children, runs_folder
         from fewstep.server.database import Database
         from fewstep.server.datasets import Datasets
@@ -113,7 +113,11 @@ class Services:
                 _log.warning(
                     "%d jobs were cut off when the server stopped; they can be requeued", len(cut_off)
                 )
-            self._keeper = Keeper(self.jobs, self._cancels)
+            self._keeper = Keeper(
+                self.jobs, self._cancels,
+                at_start=lambda: housekeeping.find_pictures(self.history),
+                daily=lambda: housekeeping.daily(self.settings, self.jobs, self.history),
+            )  # fmt: skip
             self._opened.set()
             self.generator.warm_up()
             self._warm = True
