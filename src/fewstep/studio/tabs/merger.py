@@ -175,14 +175,18 @@ def build(frame: Frame) -> None:
             yield changes
 
     mode.change(switched, [mode], [formula, *models, ratio], **_HOW)
-    attempt.click(tried, [*given, prompt, seed, steps, job], shown, trigger_mode="once", **_HOW)
-    run.click(merged, [*given, name], shown, trigger_mode="once", **_HOW)
-    keep.click(kept, [job, name], shown, **_HOW).success(entered, [*models, vae], choices, **_HOW)
-    discard.click(discarded, [job], shown, **_HOW)
-    cancel.click(stopped, [job], None, **_HOW)
     assert frame.tab is not None
     frame.tab.select(entered, [*models, vae], choices, **_HOW)
-    frame.tab.select(attach, [job, prompt, seed, steps], shown, trigger_mode="once", **_HOW)
+    attached = frame.tab.select(attach, [job, prompt, seed, steps], shown, trigger_mode="once", **_HOW)
+    trying = attempt.click(
+        tried, [*given, prompt, seed, steps, job], shown, trigger_mode="once", cancels=[attached], **_HOW
+    )
+    # What still draws for a trial must not write over what comes after it.
+    going: dict[str, Any] = {"cancels": [attached, trying], **_HOW}
+    run.click(merged, [*given, name], shown, trigger_mode="once", **going)
+    keep.click(kept, [job, name], shown, **going).success(entered, [*models, vae], choices, **_HOW)
+    discard.click(discarded, [job], shown, **going)
+    cancel.click(stopped, [job], None, **_HOW)
 
 
 def body_of(form: Sequence[Any], name: str, words: Words) -> dict[str, Any]:
