@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from fewstep.data import images
 from fewstep.studio import foreign, markup
-from fewstep.studio.client import Api, api_of
+from fewstep.studio.client import Api, ApiError, api_of
 from fewstep.studio.frame import Frame, Target
 from fewstep.studio.sending import Sent
 from fewstep.studio.tabs import create_draw, extras
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fewstep.studio.words import Words
 
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
+_ID: Final = re.compile("[0-9a-f]{32}")
 _SENT: Final = {"settings": "to_create", "image": "to_image", "extras": "to_extras"}
 """Targets, and the names of the texts of their buttons."""
 
@@ -124,10 +126,23 @@ def _send(
         if name == "settings" and not record:
             raise gr.Error(words("info.no_settings"), print_exception=False)
         data = await asyncio.to_thread(_file, words, path)
+        of = of or await _kept(api_of(request), known, data)
         sent = Sent(of or "", {"record": record}, data)
         return [gr.Tabs(selected=target.tab), *await target.take(sent, request)]
 
     button.click(send, [picture, facts, origin], [frame.tabs, *target.outputs], **_QUIET)
+
+
+async def _kept(api: Api, known: dict[str, Any], data: bytes) -> str | None:
+    """The id in the history that our own file names, if the very same file is there."""
+    kept = (known["record"] or {}).get("history")
+    name = kept.get("id") if isinstance(kept, dict) else None
+    if not isinstance(name, str) or not _ID.fullmatch(name):
+        return None
+    try:
+        return name if await api.data(f"/api/v1/images/{name}/file") == data else None
+    except ApiError:
+        return None
 
 
 def _file(words: Words, path: str) -> bytes:
