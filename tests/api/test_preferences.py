@@ -49,6 +49,14 @@ def test_settings_are_of_the_key_and_change_how_pictures_are_kept(server: Served
             image = one.get(f"/api/v1/jobs/{job}").json()["result"]["images"][0]
             found = one.get(f"/api/v1/images/{image}/file")
             kinds.append((one.get(f"/api/v1/images/{image}").json()["kind"], found.headers["content-type"]))
+        assert ann.patch(PATH, json={"save": False}).status_code == 200
+        for body, count in (({}, 0), ({"save": True}, 1)):
+            job = ann.post("/api/v1/jobs", json={"prompt": "a fox", "num_inference_steps": 2, **body}).json()[
+                "id"
+            ]
+            until(lambda job=job: ann.get(f"/api/v1/jobs/{job}").json()["state"] == "done")
+            assert len(ann.get(f"/api/v1/jobs/{job}").json()["result"]["images"]) == count
+        assert ann.patch(PATH, json={"save": None}).json()["values"]["save"]
         assert kinds == [("webp", "image/webp"), ("png", "image/png")]
         assert ann.patch(PATH, json={"format": None}).json()["own"] == ["model", "quality"]
 

@@ -77,6 +77,14 @@ def command(
         bool,
         typer.Option("--allow-urls", help="Fetch pictures named by URL.", rich_help_panel=_SAFETY),
     ] = False,
+    manage_models: Annotated[
+        bool,
+        typer.Option(
+            "--manage-models",
+            rich_help_panel=_SAFETY,
+            help="Whoever may draw may download models, and delete those that were made or downloaded here.",
+        ),
+    ] = False,
     queue: Annotated[
         int, typer.Option("--queue", min=1, help="Orders that may wait.", rich_help_panel=_WORK)
     ] = 16,
@@ -125,8 +133,8 @@ def command(
         "loras_dirs": (*(loras_dir or ()), *_beside("*-styles")),
         "threads": threads, "save": not no_save, "keys": keys, "insecure": insecure,
         "allowed_hosts": tuple(allow_host or ()), "origins": tuple(allow_origin or ()),
-        "allow_urls": allow_urls, "batch": batch, "grace": grace, "database": database,
-        "limits": {"queue": queue, "deadline": deadline},
+        "allow_urls": allow_urls, "manage_models": manage_models, "batch": batch, "grace": grace,
+        "database": database, "limits": {"queue": queue, "deadline": deadline},
     }  # fmt: skip
     if data is not None:
         given["data"] = data

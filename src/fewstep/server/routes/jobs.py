@@ -59,7 +59,7 @@ async def create(body: JobBody, request: Request, response: Response, services: 
     """
     if not isinstance(body, GenerateBody):
         return await asyncio.to_thread(_work, body, request, response, services)
-    order = await asyncio.to_thread(native.order, body, services.settings, owner=owner(request))
+    order = await asyncio.to_thread(_order, body, services, owner(request))
     if key := request.headers.get("Idempotency-Key"):
         order = _named(order, key, fingerprint(body.model_dump(mode="json")))
     try:
@@ -131,6 +131,14 @@ async def events(
     mine = services.sees(owner(request))
     await asyncio.to_thread(services.jobs.get, job_id, mine)
     return EventSourceResponse(_events(services, job_id, mine, preview=preview), ping=15)
+
+
+def _order(body: GenerateBody, services: Services, mine: str) -> Order:
+    """What a body asks for; whether pictures are kept, where it does not say, is the caller's setting."""
+    order = native.order(body, services.settings, owner=mine)
+    if "save" in body.model_fields_set:
+        return order
+    return dataclasses.replace(order, save=services.preferences.get(mine).save)
 
 
 def _named(order: Order, key: str, body: str) -> Order:

@@ -24,7 +24,7 @@ class Preferences(Strict):
     stop: Stop | None = Field(
         None, description="Of the quality dial: steps, or teacher; null is the studio's choice"
     )
-    save: bool = Field(True, description="Keep pictures in the history")
+    save: bool = Field(True, description="Keep pictures of orders that do not say")
     format: Literal["png", "jpg", "webp"] = Field(
         "png", description="Of the pictures that are kept; png keeps every bit"
     )

@@ -17,8 +17,6 @@ from fewstep.studio.tabs import history_view as view
 from fewstep.studio.telling import told
 from fewstep.studio.words import Words
 
-PAGE: Final = 48
-"""Pictures of a page."""
 _OPEN: Final = """element.addEventListener("click", event => {
   const one = event.target.closest("[data-open]");
   if (one) trigger("select", {ids: [one.dataset.open], last: one.dataset.open});
@@ -315,9 +313,10 @@ async def _shown(
 ) -> list[Any]:
     """Values of `_Parts.shown`: the page that begins where ``pages`` ends."""
     text, favourites, tag, model, trash = filters
+    size = (await api.get("/api/v1/settings"))["values"]["page"]
     page = await api.get(
         "/api/v1/images", text=text, favourite=True if favourites else None, tag=tag or None,
-        model=model or None, trashed=trash, limit=PAGE, before=pages[-1],
+        model=model or None, trashed=trash, limit=size, before=pages[-1],
     )  # fmt: skip
     if not page["images"] and len(pages) > 1:  # the last of a page was thrown away
         return await _shown(api, words, filters, pages[:-1], chosen)
