@@ -1,8 +1,8 @@
 """From the form of Create to what is asked of the server: the one place that makes an order.
 
-`FIELDS` are the names of the form's components, which are those of `fewstep.server.schemas.native.GenerateBody`
-where it has them. ``frame.shared["create"]`` is a `Form`: an event takes ``form.inputs`` and gives what it gets
-to ``form.body(*values)``::
+`FIELDS` are the names of the form's components, which are those of ``GenerateBody`` of
+`fewstep.server.schemas.native` where it has them. ``frame.shared["create"]`` is a `Form`: an event takes
+``form.inputs`` and gives what it gets to ``form.body(*values)``::
 
     form: Form = frame.shared["create"]
 
@@ -12,8 +12,8 @@ to ``form.body(*values)``::
 
     button.click(draw, form.inputs, ...)
 
-``form.components`` has the components by name; ``form.values(*values)`` what stands in them, by name. A
-function that changes the form returns values for `Form.changed`'s components.
+``form.components`` has the components by name; ``form.values(*values)`` what stands in them, by name. How
+values come into the form: ``frame.shared["create.fill"]``, see `fewstep.studio.tabs.create`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from fewstep.studio import adapters, styles
 
 if TYPE_CHECKING:
     from gradio.components import Component
@@ -38,7 +40,7 @@ _WHOLE: Final = frozenset(
     }
 )  # fmt: skip
 _AS_IT_IS: Final = (
-    "prompt", "negative_prompt", "model", "student", "num_inference_steps", "solver", "guidance_scale",
+    "negative_prompt", "model", "student", "num_inference_steps", "solver", "guidance_scale",
     "guidance_rescale", "eta", "clip_skip", "emphasis", "insist", "deterministic", "seed", "n", "width",
     "height", "variation_seed", "variation_strength",
 )  # fmt: skip
@@ -55,10 +57,13 @@ _OWN: Final[Mapping[str, int]] = {
 class Edit(Protocol):
     """What the image input gives: its components, and the fields of an order that they stand for."""
 
-    inputs: list[Component]
+    @property
+    def inputs(self) -> list[Component]:
+        """Its components."""
 
-    def fields(self, *values: Any) -> dict[str, Any]:
-        """Of ``GenerateBody``; none without a picture."""
+    @property
+    def fields(self) -> Callable[..., dict[str, Any]]:
+        """Their values to fields of ``GenerateBody``; none without a picture."""
 
 
 @dataclass(slots=True)
@@ -68,8 +73,6 @@ class Form:
     components: dict[str, Component] = field(default_factory=dict)
     """By name of `FIELDS`, in its order."""
     edit: Edit | None = None
-    styled: Callable[[str, str, list[str]], tuple[str, str]] | None = None
-    """Puts the chosen styles into a prompt and its negative prompt."""
 
     @property
     def inputs(self) -> list[Component]:
@@ -93,23 +96,25 @@ def body(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         values: what is missing or None is the model's own.
+
+    Raises:
+        UsageError: the styles make a prompt too long.
     """
-    found: dict[str, Any] = {"kind": "generate", "prompt": values.get("prompt") or ""}
-    for name in _AS_IT_IS[1:]:
-        value = values.get(name)
-        if value is None or value == "" or value == _USUAL.get(name) or (name in _OWN and value < _OWN[name]):
+    prompt, negative = str(values.get("prompt") or ""), str(values.get("negative_prompt") or "")
+    prompt, negative = styles.applied(prompt, negative, values.get("styles"))
+    if values.get("guidance_scale") == 1:
+        negative = ""  # it has no effect, and its field is greyed
+    found: dict[str, Any] = {"kind": "generate", "prompt": prompt}
+    for name, value in {**values, "negative_prompt": negative}.items():
+        if name not in _AS_IT_IS or value is None or value == "" or value == _USUAL.get(name):
+            continue
+        if name in _OWN and value < _OWN[name]:
             continue
         found[name] = int(value) if name in _WHOLE else value
     if not values.get("variation_strength"):
         found.pop("variation_seed", None)
-    adapters = [
-        {"name": one["name"], "weight": one["weight"]}
-        if one.get("weight") is not None
-        else {"name": one["name"]}
-        for one in values.get("adapters") or ()
-    ]
-    if adapters:
-        found["adapters"] = adapters
+    if chosen := adapters.chosen(values.get("adapters")):
+        found["adapters"] = chosen
     if (upscaler := values.get("upscale")) and upscaler != "none":
         found["upscale"] = {"name": upscaler}
     return found

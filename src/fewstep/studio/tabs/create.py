@@ -1,71 +1,130 @@
 """Create: pictures from text and from pictures.
 
-The form is ``frame.shared["create"]``, see `fewstep.studio.orders`. ``frame.shared["create.chosen"]`` is the
-gr.State with the id of the picture that is looked at, ``frame.shared["create.drawn"]`` the one with the ids of
-all that the gallery shows.
+What other parts may use of it, in ``frame.shared``: ``create`` is the form, see `fewstep.studio.orders`;
+``create.facts`` the gr.State with what the server knows of the chosen model, ``/api/v1/models/NAME``;
+``create.chosen`` the one with the id of the picture that is looked at, ``create.drawn`` the one with the ids
+of all that ``create.gallery`` shows; ``create.fill`` an async function of (values by name, request) whose
+result is for ``create.filled``, a list of components.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import gradio as gr
 from gradio.context import Context
 
-from fewstep.studio import live, orders
+from fewstep.errors import FewstepError
+from fewstep.studio import dial, edit, live, orders, preferred, recalled
 from fewstep.studio.client import Api, ApiError, api_of
-from fewstep.studio.frame import Frame
+from fewstep.studio.frame import Frame, Target
 from fewstep.studio.orders import Form
-from fewstep.studio.tabs import create_draw
+from fewstep.studio.sending import Sent
+from fewstep.studio.tabs import create_actions, create_draw, create_form, create_gallery
+from fewstep.studio.telling import told
 
-SECRET: Final = "fewstep"
-"""Of what the browser keeps: it is no secret, and must be the same after a restart."""
+_KEY: Final = "fewstep"
+"""Of what the browser keeps of the form: no secret, and the same after a restart of the server."""
+_QUIET: Final[Mapping[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
+_KEPT: Final = """(kept, ...values) => {
+  if (!window.fewstepCreate) return kept;
+  const found = {};
+  %s.forEach((name, place) => {
+    const value = values[place];
+    found[name] = value && typeof value === 'object' && 'chosen' in value ? {chosen: value.chosen} : value;
+  });
+  return found;
+}"""
+_PASTED: Final = """() => {
+  window.fewstepCreate = true;
+  if (window.fewstepPaste) return;
+  window.fewstepPaste = true;
+  document.addEventListener('paste', event => {
+    if (!event.target.closest || !event.target.closest('#prompt')) return;
+    if (!/(^|\\n)Steps: *\\d/.test(event.clipboardData.getData('text'))) return;
+    setTimeout(() => document.getElementById('create-pasted').click(), 100);
+  });
+}"""
 
 
 def build(frame: Frame) -> None:
     """The tab."""
-    words = frame.words
-    form = Form()
-    frame.shared["create"] = form
+    words, shared = frame.words, frame.shared
+    form = shared["create"] = Form()
+    facts, chosen, drawn = gr.State(None), gr.State(None), gr.State([])
+    shared |= {"create.facts": facts, "create.chosen": chosen, "create.drawn": drawn}
+    job = gr.BrowserState(None, storage_key="fewstep-create-job", secret=_KEY)
+    kept = gr.BrowserState(None, storage_key="fewstep-create-form", secret=_KEY)
     made: dict[str, Any] = {}
-    chosen, drawn = gr.State(None), gr.State([])
-    frame.shared["create.chosen"], frame.shared["create.drawn"] = chosen, drawn
-    job = gr.BrowserState(None, storage_key="fewstep-create-job", secret=SECRET)
     with gr.Row(elem_id="create-top"):
-        with gr.Column(scale=6, min_width=300):
-            made["prompt"] = gr.Textbox(
-                label=words("create.prompt"), placeholder=words("create.prompt_hint"), lines=2, max_lines=6,
-                autofocus=True, elem_id="prompt",
-            )  # fmt: skip
+        with gr.Column(scale=6, min_width=280):
+            made["prompt"] = create_form.top(words)
         with gr.Column(scale=1, min_width=120):
             draw = gr.Button(words("create.draw"), variant="primary", elem_id="create-draw")
             stop = gr.Button(words("create.stop"), variant="stop", visible=False, elem_id="create-stop")
+            pasted = gr.Button("", visible="hidden", elem_id="create-pasted")
     with gr.Row(elem_id="create-body"):
         with gr.Column(scale=6, min_width=300):
             live.build(frame)
             state = gr.HTML(elem_id="create-state", padding=False)
             gallery = gr.Gallery(
                 label=words("create.pictures"), elem_id="create-gallery", columns=4, object_fit="contain",
-                interactive=False, height="auto", buttons=["download", "fullscreen"], show_label=False,
+                interactive=False, height=None, buttons=["download", "fullscreen"], show_label=False,
             )  # fmt: skip
-        with gr.Column(scale=4, min_width=300):
-            _settings(frame, made)
-    frame.shared["create.gallery"] = gallery
-    form.components = {name: made[name] for name in orders.FIELDS if name in made}
+            shared["create.gallery"] = gallery
+            actions = create_actions.row(frame)
+        with gr.Column(scale=5, min_width=300):
+            made |= create_form.common(words)
+            with gr.Row():
+                random = gr.Button(words("create.random"), size="sm", min_width=90, elem_id="create-random")
+                same = gr.Button(words("create.keep"), size="sm", min_width=90, elem_id="create-keep")
+            made |= create_form.further(words)
+            with gr.Accordion(words("adapters.title"), open=False, elem_id="create-adapters-fold"):
+                made["adapters"] = create_form.gallery(words)
+                missing = gr.Button(words("adapters.draw"), size="sm", elem_id="create-adapters-draw")
+            form.edit = edit.build(frame)
+            with gr.Accordion(words("create.advanced"), open=False, elem_id="create-advanced"):
+                contract = gr.Markdown(elem_id="create-contract")
+                made |= create_form.advanced(words)
+            copied = create_actions.copying(frame)
+    form.components = {name: made[name] for name in orders.FIELDS}
+    form.edit.follow(made["num_inference_steps"], made["model"])
+    names = list(form.components)
+    own = list(form.components.values())
+    filled = [facts, contract, *own]
+    shared["create.filled"] = filled
+
+    async def fill(wanted: Mapping[str, Any], request: gr.Request) -> list[Any]:
+        updates, model = await create_form.filled(words, api_of(request), wanted)
+        values = {name: update.get("value") for name, update in updates.items() if name != "adapters"}
+        text = create_form.told(words, model, values)
+        return [model, text, *create_form.in_order(updates, names)]
+
+    shared["create.fill"] = fill
+
+    def buttons(going: bool) -> dict[Any, Any]:
+        # With their texts: Gradio forgets them with an update of anything else.
+        return {
+            draw: gr.update(value=words("create.draw"), visible=not going),
+            stop: gr.update(value=words("create.stop"), visible=going),
+        }
+
+    shared["create.buttons"] = buttons
 
     async def watched(api: Api, job_id: str) -> AsyncIterator[dict[Any, Any]]:
         async for now, ids, files in create_draw.follow(api, job_id):
             going = now["state"] in ("queued", "running")
             changes: dict[Any, Any] = {
                 job: job_id, state: create_draw.state(words, now) + create_draw.warnings(now),
-                draw: gr.update(visible=not going), stop: gr.update(visible=going),
+                **buttons(going),
             }  # fmt: skip
             if ids:
                 changes |= {gallery: gr.Gallery(files, selected_index=None), drawn: ids, chosen: ids[0]}
             yield changes
 
     shown = [job, state, draw, stop, gallery, drawn, chosen]
+    shared["create.shown"], shared["create.watched"] = shown, watched
 
     async def order(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         api = api_of(request)
@@ -73,28 +132,72 @@ def build(frame: Frame) -> None:
             placed = await api.post("/api/v1/jobs", form.body(*values))
             async for changes in watched(api, placed["id"]):
                 yield changes
-        except ApiError as error:
-            yield {draw: gr.update(visible=True), stop: gr.update(visible=False)}
+        except (ApiError, FewstepError) as error:
+            yield buttons(False)
             raise gr.Error(str(error), print_exception=False) from None
 
-    gr.on(
-        [draw.click, made["prompt"].submit], order, form.inputs, shown, show_progress="hidden",
-        api_visibility="private",
-    )  # fmt: skip
+    shared["create.order"] = order
+    ordered = gr.on([draw.click, made["prompt"].submit], order, form.inputs, shown, **_QUIET)
 
+    @told
     async def cancel(job_id: str | None, request: gr.Request) -> None:
         if job_id:
-            try:
-                await api_of(request).post(f"/api/v1/jobs/{job_id}/cancel")
-            except ApiError as error:
-                raise gr.Error(str(error), print_exception=False) from None
+            await api_of(request).post(f"/api/v1/jobs/{job_id}/cancel")
 
-    stop.click(cancel, [job], None, show_progress="hidden", api_visibility="private")
+    stop.click(cancel, [job], None, **_QUIET)
 
     def choose(ids: list[str], event: gr.SelectData) -> str | None:
         return ids[event.index] if isinstance(event.index, int) and event.index < len(ids) else None
 
-    gallery.select(choose, [drawn], [chosen], show_progress="hidden", api_visibility="private")
+    gallery.select(choose, [drawn], [chosen], **_QUIET)
+    random.click(None, None, [made["seed"]], js="() => -1", api_visibility="private")
+
+    @told
+    async def seed(image_id: str | None, request: gr.Request) -> Any:
+        if not image_id:
+            return gr.skip()
+        return (await api_of(request).get(f"/api/v1/images/{image_id}"))["record"].get("seed")
+
+    same.click(seed, [chosen], [made["seed"]], **_QUIET)
+    _wire_dial(frame, made, contract)
+    create_gallery.wire(frame, made["adapters"], missing)
+    create_actions.wire(frame, actions, copied, ordered)
+
+    @told
+    async def paste(request: gr.Request, *values: Any) -> list[Any]:
+        now = form.values(*values)
+        wanted = recalled.of_text(str(now["prompt"] or ""))
+        return [gr.skip()] * len(filled) if wanted is None else await fill(now | wanted, request)
+
+    pasted.click(paste, own, filled, **_QUIET)
+
+    async def take(sent: Sent, request: gr.Request) -> list[Any]:
+        return await fill(recalled.of_record(sent.view["record"]), request)
+
+    frame.targets["settings"] = Target("create", filled, take)
+    assert Context.root_block is not None
+
+    # At once, and without Python, which may answer when somebody types already.
+    Context.root_block.load(
+        None, [kept], [made["prompt"]], js="kept => (kept && kept.prompt) || ''", api_visibility="private"
+    )
+    rest = [one for one in filled if one is not made["prompt"]]
+
+    async def start(saved: Any, request: gr.Request) -> list[Any]:
+        try:
+            wanted = saved if isinstance(saved, Mapping) else await preferred.form(api_of(request))
+            found = await fill(wanted, request)
+        except ApiError:
+            return [gr.skip()] * len(rest)
+        return [value for one, value in zip(filled, found, strict=True) if one is not made["prompt"]]
+
+    started = Context.root_block.load(start, [kept], rest, **_QUIET)
+    started.then(None, None, None, js=_PASTED, api_visibility="private")
+    changes = [one.change for one in own]  # type: ignore[attr-defined]
+    gr.on(
+        changes, None, [kept, *own], [kept], js=_KEPT % names, trigger_mode="always_last",
+        api_visibility="private",
+    )  # fmt: skip
 
     async def again(job_id: str | None, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         """After a reload: the job that was going on, or its pictures."""
@@ -106,59 +209,71 @@ def build(frame: Frame) -> None:
         except ApiError:
             yield {job: None}
 
-    assert Context.root_block is not None
-    Context.root_block.load(again, [job], shown, show_progress="hidden", api_visibility="private")
+    Context.root_block.load(again, [job], shown, **_QUIET)
 
-    async def models(request: gr.Request) -> list[Any]:
-        api = api_of(request)
-        try:
-            found = (await api.get("/api/v1/models"))["models"]
-            default = next((one["name"] for one in found if one["default"]), None)
-            detail = await api.get(f"/api/v1/models/{default}")
-        except ApiError:
-            return [gr.Dropdown(), gr.Number(), gr.Number()]
-        names = gr.Dropdown(choices=[one["name"] for one in found], value=default)
-        return [names, detail["native_width"], detail["native_height"]]
-
-    Context.root_block.load(
-        models, None, [made["model"], made["width"], made["height"]], show_progress="hidden",
-        api_visibility="private",
-    )  # fmt: skip
+    _wire_times(frame, made["quality"])
 
 
-def _settings(frame: Frame, made: dict[str, Any]) -> None:
-    words = frame.words
-    made["n"] = gr.Slider(
-        1, 16, value=4, step=1, precision=0, label=words("create.count"), elem_id="create-count"
+def _wire_dial(frame: Frame, made: Mapping[str, Any], contract: gr.Markdown) -> None:
+    """The dial sets the raw settings, and shows which stop they are."""
+    words, facts = frame.words, frame.shared["create.facts"]
+    raw = [made[name] for name in ("student", "num_inference_steps", "solver", "guidance_scale")]
+
+    def turned(name: str | None, model: dict[str, Any] | None) -> list[Any]:
+        stop = next((one for one in dial.stops(model) if one.name == name), None) if model else None
+        if model is None or stop is None:
+            return [gr.skip()] * 6
+        values = stop.values()
+        greyed = create_form.negative(words, model, values)
+        return [*values.values(), greyed, create_form.told(words, model, values)]
+
+    made["quality"].input(
+        turned, [made["quality"], facts], [*raw, made["negative_prompt"], contract], **_QUIET
     )
-    with gr.Row():
-        made["seed"] = gr.Number(
-            -1, precision=0, minimum=-1, label=words("create.seed"), info=words("create.seed_random"),
-            elem_id="create-seed", min_width=120,
-        )  # fmt: skip
-        random = gr.Button(words("create.random"), size="sm", min_width=90, elem_id="create-random")
-        keep = gr.Button(words("create.keep"), size="sm", min_width=90, elem_id="create-keep")
-    with gr.Row():
-        for name in ("width", "height"):
-            made[name] = gr.Number(
-                0, precision=0, minimum=0, step=8, label=words(f"create.{name}"), min_width=100,
-                elem_id=f"create-{name}",
-            )  # fmt: skip
-    made["model"] = gr.Dropdown([], label=words("create.model"), elem_id="create-model")
-    made["negative_prompt"] = gr.Textbox(
-        label=words("create.negative"), lines=1, max_lines=4, elem_id="create-negative"
-    )
-    random.click(None, None, [made["seed"]], js="() => -1", api_visibility="private")
 
-    async def kept(image_id: str | None, request: gr.Request) -> Any:
-        if not image_id:
-            return gr.skip()
-        try:
-            return (await api_of(request).get(f"/api/v1/images/{image_id}"))["record"].get("seed")
-        except ApiError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+    def set_by_hand(model: dict[str, Any] | None, *given: Any) -> list[Any]:
+        if model is None:
+            return [gr.skip()] * 3
+        values = dict(zip(("student", "num_inference_steps", "solver", "guidance_scale"), given, strict=True))
+        stop = dial.matching(model, values)
+        return [
+            stop.name if stop else None, create_form.negative(words, model, values),
+            create_form.told(words, model, values),
+        ]  # fmt: skip
 
-    keep.click(
-        kept, [frame.shared["create.chosen"]], [made["seed"]], show_progress="hidden",
-        api_visibility="private",
+    gr.on(
+        [one.input for one in raw], set_by_hand, [facts, *raw],
+        [made["quality"], made["negative_prompt"], contract], **_QUIET,
     )  # fmt: skip
+    form: Form = frame.shared["create"]
+
+    @told
+    async def other(request: gr.Request, *values: Any) -> list[Any]:
+        now = {
+            name: value for name, value in form.values(*values).items() if name not in create_form.OF_MODEL
+        }
+        filled: list[Any] = await frame.shared["create.fill"](now, request)
+        return filled
+
+    made["model"].input(other, [*form.components.values()], frame.shared["create.filled"], **_QUIET)
+
+
+def _wire_times(frame: Frame, quality: gr.Radio) -> None:
+    """What each stop takes is measured once the model is known, while the page can be used."""
+    words, facts, measured = frame.words, frame.shared["create.facts"], gr.State(0)
+
+    async def measure(model: dict[str, Any] | None, request: gr.Request) -> AsyncIterator[int]:
+        count = 0
+        if model:
+            try:
+                async for _ in dial.measure(api_of(request), model):
+                    count += 1
+                    yield count
+            except ApiError:
+                return  # what was measured so far is there, the rest comes next time
+
+    def labels(model: dict[str, Any] | None, stop: str | None) -> Any:
+        return gr.update(choices=dial.choices(words, model), value=stop) if model else gr.skip()
+
+    facts.change(measure, [facts], [measured], **_QUIET)
+    measured.change(labels, [facts, quality], [quality], **_QUIET)

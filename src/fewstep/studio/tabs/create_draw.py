@@ -50,7 +50,8 @@ def state(words: Words, job: dict[str, Any]) -> str:
         else f'<progress max="1" value="{share:.3f}" aria-label="{html.escape(text)}"></progress>'
     )
     kind = html.escape(job["state"])
-    return f'<div class="create-state" data-state="{kind}" role="status">{bar}<span>{html.escape(text)}</span></div>'
+    said = f"<span>{html.escape(text)}</span>"
+    return f'<div class="create-state" data-state="{kind}" role="status">{bar}{said}</div>'
 
 
 def warnings(job: dict[str, Any]) -> str:
