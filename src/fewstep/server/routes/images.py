@@ -7,11 +7,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from fewstep.prompt import infotext
+from fewstep.server import grids, history_files, media
 from fewstep.server.history_rows import Kept
 from fewstep.server.history_search import Search
 from fewstep.server.routes.jobs import ERRORS
 from fewstep.server.schemas.images import (
     Deleted,
+    GridBody,
     IdsBody,
     ImageList,
     ImageView,
@@ -93,6 +96,30 @@ def archive(body: IdsBody, request: Request, services: Given) -> StreamingRespon
     pieces = services.history.archive(body.ids, services.sees(owner(request)))
     head = {"Content-Disposition": 'attachment; filename="fewstep.zip"'}
     return StreamingResponse(pieces, media_type="application/zip", headers=head)
+
+
+@router.post("/grid", status_code=201, summary="Several pictures as one, with labels")
+def grid(body: GridBody, request: Request, services: Given) -> ImageView:
+    """A new picture of the history, whose record has the axes and the cells."""
+    history, mine = services.history, services.sees(owner(request))
+    axes = [grids.Axis(one.name, one.values) for one in body.axes]
+    limits = services.settings.limits
+    limits = limits.model_copy(update={"max_pixels": max(limits.max_pixels, limits.max_output)})
+    known: dict[str, Kept] = {}
+
+    def load(image_id: str) -> grids.Pixels:
+        known[image_id] = history.get(image_id, mine)
+        return media.decode_image(history.open(image_id, mine), what="cell", limits=limits)
+
+    pixels = grids.draw(axes, body.cells, load, most=limits.max_output)
+    first = next(iter(known.values()))
+    said = dict(first.record)
+    said.pop(history_files.KEY, None)
+    kept = history.add(
+        pixels, grids.record(axes, body.cells, said), parent=first.id, owner=owner(request),
+        parameters=grids.parameters(axes, infotext.from_record(said) if "seed" in said else ""),
+    )  # fmt: skip
+    return _view(kept)
 
 
 @router.get("/{image_id}", summary="One picture's facts")

@@ -56,6 +56,22 @@ class MarkBody(Strict):
     remove_tags: tuple[str, ...] = Field((), max_length=64)
 
 
+class AxisBody(Strict):
+    """What changes along one direction of a grid."""
+
+    name: str = Field(min_length=1, max_length=64, description="Of the setting")
+    values: tuple[Annotated[str, Field(max_length=500)], ...] = Field(min_length=1, max_length=100)
+
+
+class GridBody(Strict):
+    """Pictures of the history that become one, with labels."""
+
+    axes: tuple[AxisBody, ...] = Field(min_length=1, max_length=3, description="Columns, rows, sheets")
+    cells: tuple[tuple[tuple[Id | None, ...], ...], ...] = Field(
+        max_length=100, description="By sheet, row and column; null stays empty"
+    )
+
+
 class IdsBody(Strict):
     """Pictures by id."""
 
