@@ -17,7 +17,7 @@ from fewstep.engine.outpaint import Outpaint
 from fewstep.errors import DataError
 from fewstep.server.schemas.native import GenerateBody
 from fewstep.studio import edit, painted
-from fewstep.studio.words import Words, texts
+from fewstep.studio.words import Words
 
 FACTS = {"native_width": 128, "native_height": 128, "size_multiple": 8, "max_size": 256}
 
@@ -162,11 +162,3 @@ def test_all_painted_and_turned_round_redraws_nothing() -> None:
 )
 def test_few_steps_are_said(steps: int, strength: float, expected: str) -> None:
     assert expected in edit._share(Words("en"), steps, strength)
-
-
-def test_both_languages_have_every_text_with_the_same_fields() -> None:
-    import string
-
-    for name, both in texts("edit").items():
-        fields = [{part[1] for part in string.Formatter().parse(both[one])} for one in ("en", "zh")]
-        assert fields[0] == fields[1], name
