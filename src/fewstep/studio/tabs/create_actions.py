@@ -18,7 +18,7 @@ from fewstep.studio.orders import Form
 from fewstep.studio.tabs import create_draw
 
 VARIATIONS: Final = 4
-STRENGTH: Final = 0.3
+STRENGTH: Final = 0.5
 """Of variations: the same composition, other details."""
 _CHANGE: Final = 0.5
 """Strength of variations of a picture that was made from another."""

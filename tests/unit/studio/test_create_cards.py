@@ -1,0 +1,108 @@
+"""What Create shows of texts from elsewhere: names and words of adapter files, errors of jobs."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from fewstep.studio import adapters
+from fewstep.studio.tabs import create_draw, create_form
+from fewstep.studio.words import LANGUAGES, Words
+
+HOSTILE = "\"'><img src=x onerror=alert(1)><script>alert(2)</script>${alert(3)}{{alert}}`"
+
+
+class Elements(HTMLParser):
+    """Tags and attributes of what a browser would make of a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def one(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name, "alias": None, "bytes": 1, "modified": 1.0, "family": None, "fits": True, "why": None,
+        "trigger_words": [], "weight": 1.0, "picture": None, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_hostile_names_and_words_are_shown_and_do_nothing(language: str) -> None:
+    given = [
+        one(HOSTILE, alias=HOSTILE, trigger_words=[HOSTILE]), one("b", fits=False, why=HOSTILE),
+        one("c", picture=f"data:image/png;base64,{HOSTILE}"),
+    ]  # fmt: skip
+    made = adapters.value(Words(language), given, [{"name": HOSTILE, "weight": 0.5}])["html"]
+    found = Elements(made)
+    assert found.text.count("<script>alert(2)</script>") == 3  # alias, words, reason
+    assert set(found.tags) <= {"div", "img", "label", "input", "output", "small", "span"}
+    assert found.tags.count("img") == 1
+    assert not any(name.startswith("on") for name, _ in found.attributes)
+    assert ("data-adapter", HOSTILE) in found.attributes
+    # Gradio fills templates of JavaScript and of Handlebars: no value may look like one.
+    assert "${" not in made and "{{" not in made and "`" not in made
+
+
+def test_what_is_chosen_fits_and_has_a_weight_in_range() -> None:
+    given = [one("a"), one("b", fits=False, why="it was made for SD1")]
+    chosen = [
+        {"name": "a", "weight": 99}, {"name": "b", "weight": 1}, {"name": "gone", "weight": 1},
+    ]  # fmt: skip
+    value = adapters.value(Words("en"), given, chosen)
+    assert value["chosen"] == [{"name": "a", "weight": 2.0}]
+    assert "disabled" in value["html"] and "it was made for SD1" in value["html"]
+    for junk in (None, "x", [None, 3, {}], {"chosen": "x"}, {"html": ""}):
+        assert adapters.chosen(junk) == []
+    assert adapters.chosen([{"name": "a", "weight": "nan"}]) == [{"name": "a", "weight": 1.0}]
+    assert "--loras-dir" in adapters.value(Words("en"), [], [])["html"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ({"state": "queued", "position": 3}, "3"),
+        ({"state": "running", "progress": {"step": 5, "total": 20, "seconds": 2.0}}, "6.0"),
+        ({"state": "running", "progress": {"step": 0, "total": 0, "seconds": 0.0}}, ""),
+        ({"state": "failed", "error": HOSTILE}, "<script>alert(2)</script>"),
+        ({"state": "done", "result": {"images": [], "timings": {}}}, "--no-save"),
+        ({"state": "done", "result": {"images": ["a"], "timings": {"total": 1.234}}}, "1.23"),
+        ({"state": "cancelled"}, ""), ({"state": "expired"}, ""), ({"state": "cut_off"}, ""),
+    ],
+)  # fmt: skip
+def test_the_state_of_a_job_is_a_sentence(language: str, job: dict[str, Any], said: str) -> None:
+    found = Elements(create_draw.state(Words(language), job))
+    assert said in found.text and found.text.strip()
+    assert set(found.tags) <= {"div", "progress", "span"}
+    assert ("data-state", job["state"]) in found.attributes
+
+
+def test_a_negative_prompt_is_greyed_with_the_reason() -> None:
+    contract = {"guidance": "classifier_free", "negative_prompt_effective": True}
+    model = {"contract": contract, "students": [{"name": "four", "contract": {"guidance": "off"}}]}
+    words = Words("en")
+    told = create_form.negative(words, model, {"student": "none", "guidance_scale": 2.0})
+    assert told["interactive"] is True
+    for values, reason in (
+        ({"student": "four", "guidance_scale": 1}, "students"),
+        ({"student": "none", "guidance_scale": 1}, "guidance is 1"),
+    ):
+        greyed = create_form.negative(words, model, values)
+        assert greyed["interactive"] is False and reason in greyed["info"]
+    ignoring = {**model, "contract": contract | {"negative_prompt_effective": False}}
+    assert (
+        "ignores" in create_form.negative(words, ignoring, {"student": "none", "guidance_scale": 2})["info"]
+    )
