@@ -64,7 +64,8 @@ def test_what_is_chosen_fits_and_has_a_weight_in_range() -> None:
     value = adapters.value(Words("en"), given, chosen)
     assert value["chosen"] == [{"name": "a", "weight": 2.0}]
     assert "disabled" in value["html"] and "it was made for SD1" in value["html"]
-    for junk in (None, "x", [None, 3, {}], {"chosen": "x"}, {"html": ""}):
+    junks: tuple[Any, ...] = (None, "x", [None, 3, {}], {"chosen": "x"}, {"html": ""})
+    for junk in junks:
         assert adapters.chosen(junk) == []
     assert adapters.chosen([{"name": "a", "weight": "nan"}]) == [{"name": "a", "weight": 1.0}]
     assert "--loras-dir" in adapters.value(Words("en"), [], [])["html"]
