@@ -101,7 +101,8 @@ def _distilled(
     if body.bundle is not None:
         assert teacher is not None
         options = (
-            ("out", str(run.made / body.bundle)), ("name", body.bundle), ("precision", "int8"),
+            ("out", str(run.made / body.bundle)), ("name", body.bundle), 
+            ("precision", body.bundle_precision or "int8"),
             ("student", f"{body.name}={student}"),
         )  # fmt: skip
         commands = (*commands, Command("export", options, (), (teacher,)))

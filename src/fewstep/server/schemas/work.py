@@ -85,6 +85,9 @@ class DistillBody(Strict):
         None,
         description="Also make a runtime bundle of this name: the teacher and its students, with this one",
     )
+    bundle_precision: Literal["int8", "fp16"] | None = Field(
+        None, description="Of the bundle; int8, the default, draws faster and takes long to make"
+    )
     images: Images | None = Field(
         None, description="Of a recipe: of every stage, at most; with a method: of all stages together"
     )
@@ -113,6 +116,8 @@ class DistillBody(Strict):
             raise ValueError("steps: a student of lcm draws in any number from 1 to 8: leave steps out")
         if self.bundle is not None and self.bundle == self.name:
             raise ValueError("bundle: the student has this name already; give another")
+        if self.bundle_precision is not None and self.bundle is None:
+            raise ValueError("bundle_precision is of a bundle: name one, or leave it out")
         return self
 
 
