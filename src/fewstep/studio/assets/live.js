@@ -7,8 +7,7 @@ const part = Object.fromEntries(
 const say = (name, fields = {}) => (props.words[name] ?? name).replace(/\{(\w+)\}/g, (whole, field) => fields[field] ?? whole);
 const MOST = 48; // frames that the strip keeps
 const PATIENT = 250; // ms; a shorter press of C opens the comparison instead of peeking
-const FACTS = ["prompt", "negative_prompt", "model", "student", "steps", "solver", "guidance_scale", "seed", "size",
-               "strength", "adapters"];
+const FACTS = "prompt negative_prompt model student steps solver guidance_scale seed size strength adapters".split(" ");
 const life = new AbortController();
 const ownSeed = Math.floor(Math.random() * 2 ** 32); // where the form leaves it open: one for the whole visit
 const wishes = new Map(); // by id: {message, order, text, at, compare}
@@ -20,13 +19,12 @@ let on = localStorage.getItem("fewstep-live") !== "off";
 
 const prompt = () => document.querySelector("#prompt textarea");
 const given = () => props.value || {};
-const state = (name, fields) => {
+const state = name => {
   part.state.dataset.state = name;
-  part.state.textContent = say(`state_${name}`, fields);
+  part.state.textContent = say(`state_${name}`);
   part.stop.hidden = !["drawing", "waiting"].includes(name);
 };
 const wrong = text => { part.error.textContent = text ?? ""; };
-
 // The connection. It is made anew when it breaks, and goes on with the session that it had.
 const send = message => {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
@@ -52,17 +50,16 @@ function connect() {
 function told(message) {
   if (message.type === "hello") {
     tries = 0;
-    const resumed = token;
-    token ??= message.token;
-    if (resumed) send({type: "resume", token: resumed, id: `resume ${message.token}`});
-    else again();
+    if (token) return send({type: "resume", token, id: `resume ${message.token}`});
+    token = message.token;
+    again();
   } else if (message.type === "resumed") again(message.id, message.final);
   else if (message.type === "same" && newest) { show(newest); if (message.final) state("idle"); }
   else if (message.type === "error") {
     if (String(message.id).startsWith("resume ")) { token = message.id.slice(7); return again(); }
-    const full = message.error.code === "queue_full";
-    state(full ? "waiting" : "failed");
-    wrong(full ? "" : message.error.message);
+    if (message.error.code === "queue_full") return state("waiting");
+    state("failed");
+    wrong(message.error.message);
   }
 }
 function again(id, final) {
@@ -87,8 +84,7 @@ function wish(what, text, compare = false) {
 }
 function typed() {
   const text = prompt()?.value ?? "";
-  if (on && text.trim()) wish(order(text), text);
-  else if (on) stop();
+  if (on) text.trim() ? wish(order(text), text) : stop();
 }
 function stop() {
   floor = count;
@@ -114,8 +110,7 @@ const free = picture => {
   if (![current, before, other, newest].includes(picture)) URL.revokeObjectURL(picture.url);
 };
 async function drawn(url, alt) {
-  const image = new Image();
-  Object.assign(image, {src: url, alt, draggable: false});
+  const image = Object.assign(new Image(), {src: url, alt, draggable: false});
   await image.decode().catch(() => {});
   return image;
 }
@@ -128,6 +123,8 @@ function show(picture, text) {
   part.facts.textContent = text ?? say("facts_short", picture.facts);
   part.keep.disabled = Boolean(picture.kept);
   part.compare.disabled = false;
+  part.star.hidden = !picture.kept;
+  part.star.setAttribute("aria-pressed", Boolean(picture.favourite));
   if (comparing && (picture.final || part.with.value === "before")) choose();
 }
 
@@ -148,7 +145,6 @@ function collect(picture) {
 const drop = picture => { picture.thumb.remove(); free(picture); };
 function scrub(place) {
   const picture = frames[place];
-  if (!picture) return;
   part.scrub.value = place;
   picture.thumb.scrollIntoView({block: "nearest", inline: "nearest"});
   frames.forEach(one => one.thumb.classList.toggle("chosen", one === picture));
@@ -156,9 +152,9 @@ function scrub(place) {
 }
 
 // Keeping: a job of the server's, which typing on does not take back.
-async function ask(path, body) {
-  const answer = await fetch(path, body && {method: "POST", body: JSON.stringify(body),
-                                            headers: {"Content-Type": "application/json"}});
+async function ask(path, body, method = "POST") {
+  const headers = {"Content-Type": "application/json"};
+  const answer = await fetch(path, body && {method, headers, body: JSON.stringify(body)});
   const found = await answer.json().catch(() => ({}));
   if (!answer.ok) throw Error(found.error?.message ?? `${answer.status}`);
   return found;
@@ -182,12 +178,12 @@ async function keep() {
     if (!job.result.images.length) throw Error(say("unsaved"));
     kept = job.result.images[0];
     trigger("kept", {id: kept});
-    state("kept");
+    if (count === floor) state("kept");
   } catch (error) {
     state("failed");
     wrong(error.message);
-    part.keep.disabled = false;
   }
+  part.keep.disabled = Boolean(current?.kept);
 }
 
 // A picture of the history: chosen in the gallery, drawn by the button, or just kept.
@@ -202,10 +198,18 @@ async function look(id) {
     const order = {prompt: view.prompt, negative_prompt: view.negative_prompt, seed: record.seed, model: record.model,
                    width: record.width, height: record.height,
                    adapters: (record.adapters ?? []).map(({name, weight}) => ({name, weight}))};
-    const picture = {alt: view.prompt, facts, order, id: `kept ${id}`, final: true, kept: true,
-                     fixed: record.task !== "txt2img", image: await drawn(view.url, view.prompt)};
+    const picture = {alt: view.prompt, facts, order, id: `kept ${id}`, final: true, kept: id,
+                     favourite: view.favourite, fixed: record.task !== "txt2img", image: await drawn(view.url, view.prompt)};
     if (shown === id) show(picture);
   } catch (error) { wrong(error.message); }
+}
+
+async function favourite() {
+  const picture = current;
+  if (!picture?.kept) return;
+  const view = await ask(`/api/v1/images/${picture.kept}`, {favourite: !picture.favourite}, "PATCH");
+  picture.favourite = view.favourite;
+  part.star.setAttribute("aria-pressed", view.favourite);
 }
 
 // Comparing: another picture under a divider that a mouse, a finger and the arrow keys move.
@@ -216,12 +220,12 @@ async function compare(open = !comparing) {
   part.compare.setAttribute("aria-pressed", open);
   part.compared.hidden = part.wipe.hidden = !open;
   if (!open) { part.other.hidden = true; other = null; return changes(); }
-  const model = await ask(`/api/v1/models/${encodeURIComponent(await ofModel())}`).catch(() => null);
-  const counts = model ? [...new Set([...model.students.flatMap(one => one.steps), model.num_inference_steps])] : [];
+  const model = await ask(`/api/v1/models/${encodeURIComponent(await ofModel())}`);
+  const counts = [...new Set([...model.students.flatMap(one => one.steps), model.num_inference_steps])];
   part.with.replaceChildren(new Option(say("before"), "before"),
     ...counts.sort((a, b) => a - b).map(n => new Option(say(n === 1 ? "one_step" : "steps", {n}), n)));
   part.with.options[0].disabled = !before;
-  part.with.value = before ? "before" : String(counts[0] ?? "before");
+  part.with.value = before ? "before" : String(counts[0]);
   choose();
 }
 const ofModel = async () => current.order.model ?? given().order?.model
@@ -235,8 +239,7 @@ function choose() {
 function against(picture) {
   other = picture;
   part.other.hidden = !picture;
-  // The same picture may lie in the strip and on the stage: an element has one place only.
-  if (picture) part.other.replaceChildren(picture.image.cloneNode());
+  if (picture) part.other.replaceChildren(picture.image.cloneNode()); // an element has one place only
   wipe();
   changes();
 }
@@ -245,13 +248,13 @@ function changes() {
   if (!comparing || !other) return part.changes.textContent = "";
   const said = FACTS.map(name => {
     const [now, then] = [current.facts[name], other.facts[name]].map(plain);
-    return now === then || now === "" || then === "" ? "" : `${say(`fact_${name}`)} ${then} → ${now}`;
+    return now && then && now !== then ? `${say(`fact_${name}`)} ${then} → ${now}` : "";
   }).filter(Boolean);
   part.changes.textContent = said.length ? said.join(props.words.comma) : say("no_change");
 }
 function plain(value) {
   if (Array.isArray(value)) return value.map(one => `${one.name} ${one.weight ?? 1}`).join(" ") || "–";
-  return value === null || value === undefined ? "" : String(value);
+  return String(value ?? "");
 }
 let pressed = 0; // when C was, in ms
 function peek(down) {
@@ -277,14 +280,11 @@ function toggle(now = !on) {
   if (on) { connect(); state("idle"); } else stop();
 }
 const listen = (one, what, run) => one.addEventListener(what, run, {signal: life.signal});
-const isPrompt = event => event.target.matches?.("#prompt textarea");
 // Letters that an input method is still composing are none of the prompt's words yet.
-listen(document, "input", event => isPrompt(event) && !event.isComposing && typed());
-listen(document, "compositionend", event => isPrompt(event) && typed());
-listen(part.toggle, "click", () => toggle());
-listen(part.stop, "click", stop);
-listen(part.keep, "click", keep);
-listen(part.compare, "click", () => compare());
+for (const what of ["input", "compositionend"])
+  listen(document, what, event => event.target.matches?.("#prompt textarea") && !event.isComposing && typed());
+for (const [name, run] of Object.entries({toggle: () => toggle(), stop, keep, star: favourite, compare: () => compare()}))
+  listen(part[name], "click", () => Promise.resolve(run()).catch(error => wrong(error.message)));
 listen(part.with, "change", choose);
 listen(part.wipe, "input", wipe);
 listen(part.scrub, "input", () => scrub(Number(part.scrub.value)));
@@ -296,5 +296,5 @@ watch("value", () => {
   if (given().shown && given().shown !== shown) look(given().shown);
 });
 const close = () => { life.abort(); clearInterval(alive); clearTimeout(timer); socket?.close(); };
-window.fewstep = {keep, stop, compare, peek, toggle, live: () => on, close};
+window.fewstep = {keep, stop, compare, peek, favourite, toggle, live: () => on, close};
 toggle(on);

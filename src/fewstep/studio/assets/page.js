@@ -41,10 +41,10 @@
     return Boolean(stop);
   };
   const letters = {
-    u: () => press(...ofTab("upscale", "send-extras")),
-    e: () => press(...ofTab("edit", "send-inpaint")),
+    u: () => press(...ofTab("enlarge", "send-extras")),
+    e: () => press(...ofTab("send-inpaint")),
     v: () => press(...ofTab("vary")),
-    f: () => press(...ofTab("favourite")),
+    f: () => press(...ofTab("favourite")) || Boolean(find("#live") && (window.fewstep?.favourite(), true)),
     c: () => { window.fewstep?.peek(true); return true; },
     "/": () => { if (!find("#prompt")) document.getElementById("tab-create-button")?.click(); prompt()?.focus(); return true; },
     "?": () => { help(); return true; },
