@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 STRENGTH: Final = 0.75
 _AUTO: Final = "auto"
+_WAITING: Final = 16
+"""Painted pictures that were sent and not taken yet."""
 _SIDES: Final = ("left", "right", "top", "bottom")
 
 
@@ -149,12 +151,23 @@ def build(frame: Frame) -> Edit:
     return Edit(inputs, fields, follow)
 
 
+class _Newest(dict[str, Any]):
+    """What browsers have sent of painted pictures, until their events take it; a few of those that never do."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        while len(self) > _WAITING:
+            del self[next(iter(self))]
+
+
 def _editor(words: Words) -> gr.ImageEditor:
     editor = gr.ImageEditor(
         label=words("edit.picture"), placeholder=words("edit.placeholder"), sources=("upload", "clipboard"),
         brush=gr.Brush(colors=[painted.PAINT], default_color=painted.PAINT, color_mode="fixed"),
         layers=False, format="png", image_mode="RGBA", height=420, buttons=[], elem_id="edit-picture",
     )  # fmt: skip
+
+    editor.blob_storage = _Newest()
 
     def read(payload: Any) -> painted.Painted | None:
         if payload is not None and payload.id is not None:

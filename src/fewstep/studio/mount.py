@@ -40,8 +40,10 @@ POLICIES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """Content-Security-Policy by prefix of the path, for `fewstep.server.app.create_app`."""
-UPLOADS: Final = (f"{PATH}/en/gradio_api/upload", f"{PATH}/zh/gradio_api/upload")
-"""Paths that take files as forms, for `fewstep.server.app.create_app`."""
+UPLOADS: Final = tuple(
+    f"{PATH}/{language}/gradio_api/{way}" for language in LANGUAGES for way in ("upload", "component_server")
+)
+"""Paths that take files as forms, for `fewstep.server.app.create_app`; the second takes what is painted."""
 
 _LOADING: Final = """<!doctype html>
 <html lang="{language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">

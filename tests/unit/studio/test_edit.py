@@ -162,3 +162,10 @@ def test_all_painted_and_turned_round_redraws_nothing() -> None:
 )
 def test_few_steps_are_said(steps: int, strength: float, expected: str) -> None:
     assert expected in edit._share(Words("en"), steps, strength)
+
+
+def test_what_is_sent_and_never_taken_does_not_pile_up() -> None:
+    waiting = edit._Newest()
+    for number in range(100):
+        waiting[str(number)] = number
+    assert list(waiting) == [str(number) for number in range(84, 100)]

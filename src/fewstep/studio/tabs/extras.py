@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,8 +27,8 @@ MOST: Final = 64
 """Pictures of one job."""
 MAX_BYTES: Final = 47 << 20
 """Of files in one job: as base64, no more than a server takes in a request by default."""
-KEPT: Final = "fewstep"
-"""Of what the browser keeps: it is no secret, and must be the same after a restart."""
+RECENT: Final = 3600.0
+"""Seconds for which a page that is loaded anew shows a job that has ended."""
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
 _FORM: Final = (
     "upscaler", "upscaler_2", "visibility", "by", "factor", "width", "height", "crop", "noise", "restore",
@@ -39,8 +40,7 @@ def build(frame: Frame) -> None:
     """The tab; registers the target ``extras``."""
     words = frame.words
     made: dict[str, Any] = {}
-    parent, chosen, ids = gr.State(None), gr.State(None), gr.State([])
-    job = gr.BrowserState(None, storage_key="fewstep-extras-job", secret=KEPT)
+    parent, chosen, ids, job = gr.State(None), gr.State(None), gr.State([]), gr.State(None)
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             picture = _picture(words)
@@ -109,14 +109,20 @@ def build(frame: Frame) -> None:
     stop.click(cancel, [job], None, **_QUIET)
 
     async def again(job_id: str | None, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
-        """After a reload: the job that was going on, or its pictures."""
-        if not job_id:
+        """After a reload, or in a second window: the job that goes on, or the pictures of the last one."""
+        if job_id:
             return
+        api = api_of(request)
         try:
-            async for changes in followed(api_of(request), job_id, None):
-                yield changes
+            found = (await api.get("/api/v1/jobs", kind="upscale", limit=1))["jobs"]
+            if found and (found[0]["finished"] or time.time()) > time.time() - RECENT:
+                async for changes in followed(api, found[0]["id"], None):
+                    yield changes
         except ApiError:
-            yield {job: None}
+            return
+
+    assert frame.tab is not None
+    frame.tab.select(again, [job], shown, **_QUIET)
 
     def choose(of: list[str], event: gr.SelectData) -> str | None:
         return of[event.index] if isinstance(event.index, int) and event.index < len(of) else None
@@ -125,7 +131,6 @@ def build(frame: Frame) -> None:
     gr.on([picture.input, picture.clear], lambda: (None, ""), None, [parent, origin], **_QUIET)
     frame.targets["extras"] = _target(words, picture, files, parent, origin)
     assert Context.root_block is not None
-    Context.root_block.load(again, [job], shown, **_QUIET)
     filled = [made["upscaler"], made["upscaler_2"], made["missing"], made["student"]]
 
     async def start(request: gr.Request) -> list[Any]:
