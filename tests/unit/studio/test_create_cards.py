@@ -81,6 +81,7 @@ def test_what_is_chosen_fits_and_has_a_weight_in_range() -> None:
         ({"state": "failed", "error": HOSTILE}, "<script>alert(2)</script>"),
         ({"state": "done", "result": {"images": [], "timings": {}}}, "--no-save"),
         ({"state": "done", "result": {"images": ["a"], "timings": {"total": 1.234}}}, "1.23"),
+        ({"state": "done", "started": 1.0, "finished": 3.5, "result": {"images": [{"id": "a"}]}}, "2.50"),
         ({"state": "cancelled"}, ""), ({"state": "expired"}, ""), ({"state": "cut_off"}, ""),
     ],
 )  # fmt: skip
@@ -107,3 +108,11 @@ def test_a_negative_prompt_is_greyed_with_the_reason() -> None:
     assert (
         "ignores" in create_form.negative(words, ignoring, {"student": "none", "guidance_scale": 2})["info"]
     )
+
+
+def test_pictures_of_a_job_are_known_when_it_is_done() -> None:
+    assert create_draw.made({"state": "running", "result": None}) == []
+    assert create_draw.made({"state": "done", "result": {"images": ["a", "b"]}}) == ["a", "b"]
+    enlarged = {"images": [{"id": "c", "parent": "a", "width": 512, "height": 512}]}
+    assert create_draw.made({"state": "done", "result": enlarged}) == ["c"]
+    assert create_draw.made({"state": "done", "result": {"images": []}}) == []

@@ -67,8 +67,14 @@ async def follow(api: Api, job_id: str) -> AsyncIterator[tuple[dict[str, Any], l
         The job; ids and files of its pictures once it is done, before that none.
     """
     async for job in api.watch(job_id):
-        ids = list((job.get("result") or {}).get("images") or []) if job["state"] == "done" else []
+        ids = made(job)
         yield job, ids, await pictures(api, ids)
+
+
+def made(job: dict[str, Any]) -> list[str]:
+    """Ids of the pictures of a job, none before it is done; enlarged ones are described, drawn ones not."""
+    found = (job.get("result") or {}).get("images") or [] if job["state"] == "done" else []
+    return [one["id"] if isinstance(one, dict) else one for one in found]
 
 
 def _said(words: Words, job: dict[str, Any]) -> tuple[str, float | None]:
@@ -85,7 +91,10 @@ def _said(words: Words, job: dict[str, Any]) -> tuple[str, float | None]:
         return words("create.running", **fields), min(step / total, 1.0)
     if kind == "done":
         result = job.get("result") or {}
-        seconds = f"{(result.get('timings') or {}).get('total', 0.0):.2f}"
+        taken = (result.get("timings") or {}).get("total")
+        if taken is None:  # long work
+            taken = (job.get("finished") or 0.0) - (job.get("started") or 0.0)
+        seconds = f"{taken:.2f}"
         if not result.get("images"):
             return words("create.unsaved"), None
         n = len(result["images"])
