@@ -55,6 +55,8 @@ FLAGS: Mapping[str, frozenset[str]] = {
     "models": frozenset({"unnamed"}),
 }
 """Options of theirs without a value."""
+_ACTIONS: Mapping[str, str] = {"models": "download"}
+"""The only first argument of commands that do several things."""
 
 
 def arguments(config: Any) -> list[str]:
@@ -86,6 +88,8 @@ def arguments(config: Any) -> list[str]:
     ]:
         if name not in known:
             raise UsageError(f"{command}: option {name!r:.60} is none that a server gives")
+    if (action := _ACTIONS.get(command)) is not None and positionals[:1] != [action]:
+        raise UsageError(f"{command}: a server does nothing but {action} with it")
     return [
         command, *(f"--{name}={value}" for name, value in pairs), *(f"--{name}" for name in flags),
         "--", *positionals,

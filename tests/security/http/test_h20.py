@@ -155,6 +155,18 @@ def test_h20_the_environment_is_a_closed_list_without_secrets(children: Children
     assert not any(SECRET in path.read_text("utf-8", "replace") for path in files(folder))
 
 
+def test_h20_only_a_download_may_use_the_network_and_gets_no_key_for_it() -> None:
+    given = {"HF_TOKEN": "t", "HTTPS_PROXY": "p", "FEWSTEP_KEYS": SECRET, "HF_HUB_OFFLINE": "1", "PATH": "x"}
+    offline = childprocess.environment("", given)
+    assert not {"HF_TOKEN", "HTTPS_PROXY"} & offline.keys()
+    online = childprocess.environment("", given, network=True)
+    assert (online["HF_TOKEN"], online["HTTPS_PROXY"]) == ("t", "p")
+    assert online["HF_HUB_OFFLINE"] == "1"  # the operator's own word counts
+    assert "FEWSTEP_KEYS" not in online
+    assert "HF_HUB_OFFLINE" not in childprocess.environment("", {}, network=True)
+    assert childprocess.environment("", {})["HF_HUB_OFFLINE"] == "1"
+
+
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
@@ -175,14 +187,16 @@ def config(command: Any = "train", **given: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "wrong",
     [
-        config("serve"), config("generate"), config("models"), config("--help"), config(None),
+        config("serve"), config("generate"), config("models"),
+        config("models", positionals=["remove", "x"]), config("models", positionals=["add", "x", "/"]),
+        config("--help"), config(None),
         config(["train"]),
         config(options=[["debug", "x"]]), config(options=[["schema", "x"]]), config(options=[["into", "/x"]]),
         config(options=[["out", 3]]), config(options=[["out", ["a"]]]), config(options=[["out=/x --y", "z"]]),
         config(options=[["out"]]), config(options=["out"]), config(flags=["dry-run"]), config(flags=[""]),
         config(flags=["resume=1"]), config("export", flags=["replace"]), config(positionals=[1]),
         config(positionals=["a\0b"]), {}, [], None, "train", {"command": "train"},
-        config("merge", options=[["discard", "x"]]), config("upscale", options=[["model", "x"]]),
+        config("merge", options=[["discard", "x"]]), config("upscale", options=[["loras-dir", "x"]]),
         config("distill", options=[["into", "x"]]), config("evaluate", options=[["folder", "/"]]),
     ],
 )  # fmt: skip

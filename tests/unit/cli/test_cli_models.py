@@ -240,6 +240,18 @@ def _fields(path: Path) -> dict[str, Any]:
     return {"path": path, "kind": "pipeline", "hash": "0" * 64, "size": 1, "origin": origin}
 
 
+def test_a_download_without_a_name_is_found_in_its_folder(
+    tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "HuggingFace", Fake)
+    monkeypatch.setattr(Fake, "files_there", pipeline_files(), raising=False)
+    _, err = run(capsys, "download", "owner/tiny", "--unnamed", code=2)
+    assert "give --models-dir with it" in err
+    out, _ = run(capsys, "download", "owner/tiny", "--models-dir", str(tmp_path / "here"), "--unnamed")
+    assert Path(out.strip()) == tmp_path / "here" / "tiny"
+    assert names.read() == {}
+
+
 def test_a_downloaded_adapter_says_how_it_is_used(
     tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
