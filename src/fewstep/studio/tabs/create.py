@@ -202,6 +202,8 @@ def build(frame: Frame) -> None:
     async def again(job_id: str | None, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         """After a reload: the job that was going on, or its pictures."""
         if not job_id:
+            # Of a generator that gives nothing Gradio empties every output: the button lost its name.
+            yield {job: None}
             return
         try:
             async for changes in watched(api_of(request), job_id):
