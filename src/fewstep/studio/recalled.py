@@ -77,6 +77,5 @@ def of_text(text: str) -> dict[str, Any] | None:
     width, by, height = read.fields.get("Size", "").lower().partition("x")
     if by and width.isdigit() and height.isdigit():
         found |= {"width": int(width), "height": int(height)}
-    if "student" not in found and read.fields.get("Version", "").startswith("fewstep"):
-        found["student"] = "none"
-    return found
+    # A text that names no student is of a model itself: one that stands in the form must not draw it.
+    return {"student": "none", **found}

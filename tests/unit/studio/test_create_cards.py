@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from fewstep.studio import adapters
+from fewstep.studio import adapters, orders
 from fewstep.studio.tabs import create_draw, create_form
 from fewstep.studio.words import LANGUAGES, Words
 
@@ -116,3 +117,60 @@ def test_pictures_of_a_job_are_known_when_it_is_done() -> None:
     enlarged = {"images": [{"id": "c", "parent": "a", "width": 512, "height": 512}]}
     assert create_draw.made({"state": "done", "result": enlarged}) == ["c"]
     assert create_draw.made({"state": "done", "result": {"images": []}}) == []
+
+
+class Server:
+    """Plays the API of a server with one model and two adapters."""
+
+    async def get(self, path: str, **query: Any) -> Any:
+        contract = {
+            "method": "base", "num_inference_steps": 20, "allowed_steps": None, "solver": "ddim",
+            "spacing": "trailing", "eta": None, "guidance": "classifier_free", "guidance_scale": 2.0,
+            "guidance_range": None, "guidance_rescale": 0.0, "negative_prompt_effective": True,
+        }  # fmt: skip
+        few = {**contract, "guidance": "off", "guidance_scale": 1.0, "method": "lightning"}
+        model = {
+            "name": "emoji-128", "default": True, "hash": "h", "native_width": 128, "native_height": 96,
+            "solver": "ddim", "max_clip_skip": 0, "contract": contract,
+            "students": [{"name": "four", "steps": [4], "contract": few}],
+        }  # fmt: skip
+        answers = {
+            "/api/v1/models": {"models": [model]}, "/api/v1/models/emoji-128": model,
+            "/sdapi/v1/prompt-styles": [], "/api/v1/adapters": {"adapters": [one("gold"), one("ink")]},
+        }  # fmt: skip
+        return answers[path]
+
+
+def filled(wanted: dict[str, Any]) -> dict[str, Any]:
+    api: Any = Server()
+    updates, _ = asyncio.run(create_form.filled(Words("en"), api, wanted))
+    assert set(updates) == set(orders.FIELDS)
+    return {
+        name: update["chosen"] if name == "adapters" else update["value"] for name, update in updates.items()
+    }
+
+
+def test_an_empty_form_is_filled_with_what_the_model_is_drawn_with() -> None:
+    found = filled({})
+    assert (found["model"], found["width"], found["height"], found["n"]) == ("emoji-128", 128, 96, 4)
+    assert (found["quality"], found["student"], found["num_inference_steps"]) == ("four:4", "four", 4)
+    assert found["seed"] == -1 and found["adapters"] == [] and found["styles"] == []
+
+
+def test_a_form_that_the_browser_kept_comes_back() -> None:
+    kept = {
+        "prompt": "a fox", "quality": "none:20", "student": "none", "num_inference_steps": 20,
+        "guidance_scale": 2.0, "solver": "ddim", "seed": 7, "n": 99, "width": 64, "model": "emoji-128",
+        "adapters": {"chosen": [{"name": "gold", "weight": 0.5}, {"name": "gone", "weight": 1}]},
+        "unknown": 3,
+    }  # fmt: skip
+    found = filled(kept)
+    assert found["prompt"] == "a fox" and found["seed"] == 7 and found["width"] == 64 and found["n"] == 16
+    assert found["quality"] == "none:20" and found["adapters"] == [{"name": "gold", "weight": 0.5}]
+    assert filled(kept | {"guidance_scale": 3.5})["quality"] is None
+
+
+def test_what_is_no_longer_there_gives_way() -> None:
+    found = filled({"model": "gone", "student": "nobody", "solver": "unknown", "num_inference_steps": 3})
+    assert (found["model"], found["student"], found["solver"]) == ("emoji-128", "four", "ddim")
+    assert found["quality"] == "four:4"

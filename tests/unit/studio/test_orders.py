@@ -110,6 +110,6 @@ def test_a_pasted_text_of_parameters_fills_the_form() -> None:
     theirs = "a cat\nSteps: 30, Sampler: Euler a, CFG scale: 7, Seed: x, Size: 512x512, Clip skip: 2"
     other = recalled.of_text(theirs)
     assert other is not None and other["solver"] == "euler_a" and other["clip_skip"] == 1
-    assert "seed" not in other and "student" not in other
+    assert "seed" not in other and other["student"] == "none"
     assert recalled.of_text("a fox: red, big: yes") is None
     assert recalled.of_text("a" * 300_000) is None

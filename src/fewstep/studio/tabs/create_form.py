@@ -173,7 +173,7 @@ async def filled(words: Words, api: Api, wanted: Mapping[str, Any]) -> tuple[dic
     stop = dial.matching(model, values)
     updates["quality"] = gr.update(choices=dial.choices(words, model), value=stop.name if stop else None)
     updates["styles"] = gr.update(choices=styles.choices(known), value=styles.among(known, values["styles"]))
-    updates["adapters"] = adapters.value(words, there, adapters.chosen(list(values["adapters"])))
+    updates["adapters"] = adapters.value(words, there, adapters.chosen(values["adapters"]))
     updates["n"] = gr.update(value=min(max(int(values["n"]), 1), 16))
     updates["clip_skip"] = gr.update(
         value=min(int(values["clip_skip"]), model["max_clip_skip"]), maximum=max(model["max_clip_skip"], 0),
