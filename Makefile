@@ -35,7 +35,7 @@ BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 DEVELOP := $(addprefix $(STAMPS)/,upscale train serve dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help image env test unit check format-check lint types imports format bench train-bundled release-model students studio soak
+.PHONY: help image env test unit check format-check lint types imports format bench train-bundled release-model students studio screenshots soak
 .SUFFIXES:
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -109,6 +109,9 @@ students: $(STAMPS)/upscale $(STAMPS)/train # goes on where it stopped; the best
 studio: ## the web studio, at http://127.0.0.1:7860; ARGS="--port 8000" adds options
 	@$(MAKE) --no-print-directory env EXTRAS=serve,upscale
 	"$(BIN)/fewstep" serve $(ARGS)
+
+screenshots: $(DEVELOP) # docs/studio: every tab, by Chromium; look at them
+	"$(BIN)/python" tests/browser/screenshots.py $(ARGS)
 
 # $(call install,extra extra ...): one pip run for all of them, then one stamp each.
 define install

@@ -26,7 +26,18 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Playwright,
+    Request,
+    sync_playwright,
+)
+
+from fewstep.studio.words import texts
 
 HERE: Final = Path(__file__).parent
 LONG: Final = 180.0
@@ -62,6 +73,9 @@ class Studio:
 
     def post(self, path: str, body: Any = None, **how: Any) -> Any:
         return self._json(httpx.post(self.url + path, json=body, timeout=LONG, **how))
+
+    def request(self, method: str, path: str, body: Any = None) -> Any:
+        return self._json(httpx.request(method, self.url + path, json=body, timeout=LONG))
 
     def bytes(self, path: str) -> bytes:
         answer = httpx.get(self.url + path, timeout=LONG)
@@ -153,15 +167,21 @@ def serve() -> Callable[..., contextlib.AbstractContextManager[Studio]]:
     return serving
 
 
+def launched(playwright: Playwright) -> Browser | None:
+    """Chromium; None where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    flags = [*FLAGS, "--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [*FLAGS]
+    return None if found is None else playwright.chromium.launch(executable_path=found, args=flags)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        why = "there is no Chromium; install it with: apt-get install chromium"
-        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-    flags = [*FLAGS, "--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [*FLAGS]
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=flags)
+        opened = launched(playwright)
+        if opened is None:
+            why = "there is no Chromium; install it with: apt-get install chromium"
+            pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
         yield opened
         opened.close()
 
@@ -204,6 +224,27 @@ class Heard:
         # Streams and pictures that a page had open when it was left are broken off by the browser.
         if request.failure != "net::ERR_ABORTED":
             self.faults.append(f"request: {request.url} {request.failure}")
+
+
+def show_tab(page: Page, name: str, language: str = "en") -> Locator:
+    """Open a tab as a person does, behind `…` where there is no room for it, and return its panel."""
+    tab = page.locator(f"#tab-{name}-button")
+    if tab.count():
+        tab.click()
+    else:
+        page.locator("#tabs .overflow-menu > button").click()
+        label = texts("page")[name][language]
+        page.locator("#tabs .overflow-dropdown button").filter(has_text=re.compile(f"^{label}$")).click()
+    panel = page.locator(f"#tab-{name}")
+    shown = "id => getComputedStyle(document.getElementById(id)).display !== 'none'"
+    page.wait_for_function(shown, arg=f"tab-{name}")
+    return panel
+
+
+@pytest.fixture(scope="session")
+def go() -> Callable[..., Locator]:
+    """``go(page, "history", language="en")``: `show_tab`."""
+    return show_tab
 
 
 @pytest.fixture
