@@ -218,6 +218,7 @@ def test_what_differs_is_said(http: httpx.Client) -> None:
         ({"upscale": {"name": "../../x", "to": "axb"}}, 422, "form"),
         ({"adapters": [{"name": "../x", "weight": 1, "text_weight": 1}]}, 422, "adapter"),
         ({"seed": None, "extras": {"upscaler": "x"}}, 422, "enlarged"),
+        ({"extras": {"upscaler": "x"}}, 422, "enlarged"),  # drawn first, so that all else is there
     ],
 )
 def test_records_that_cannot_be_drawn(

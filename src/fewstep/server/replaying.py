@@ -47,8 +47,8 @@ def order(record: Mapping[str, Any], settings: ServerSettings, *, owner: str) ->
     Raises:
         UsageError: it cannot be drawn again from its record, and why.
     """
-    if "extras" in record and "seed" not in record:
-        raise UsageError("image: it was enlarged, not drawn: enlarge the picture that it came from again")
+    if "extras" in record:
+        raise UsageError("image: it was enlarged after it was drawn: give the picture that it came from")
     if record.get("init_image_hash") or record.get("mask_hash"):
         raise UsageError(f"image: {_ELSEWHERE}")
     if record.get("control"):

@@ -62,7 +62,8 @@ class _Wish:
     right: float | None
     top: float | None
     bottom: float | None
-    parent: str | None
+    parent: tuple[str, str] | None
+    """Id in the history of the picture that was sent here, and the digest of its file."""
 
     @property
     def extended(self) -> Outpaint | None:
@@ -79,7 +80,7 @@ def fields(*values: Any) -> dict[str, Any]:
     found["strength"] = round(float(wish.strength), 4)
     painted_on, extended = wish.picture.mask is not None, wish.extended
     if wish.parent:
-        found["parent"] = wish.parent
+        found["parent"] = wish.parent[0]
     if not (painted_on or extended):
         return found
     if wish.content != _AUTO:
@@ -128,13 +129,12 @@ def build(frame: Frame) -> Edit:
     ]  # fmt: skip
     gr.on(changes, look, [*inputs, model], [hint, preview], trigger_mode="always_last", **quiet)
 
-    async def arrived(request: gr.Request, *values: Any) -> tuple[Any, Any, str | None]:
+    async def arrived(request: gr.Request, *values: Any) -> tuple[Any, Any, Any]:
         # Also told of pictures that are sent here, and these are the parent until another takes their place.
         *given, name = values
         wish = _Wish(*given)
-        before = wish.parent or ""
-        named = before and wish.picture is not None and wish.picture.name.startswith(before)
-        return *(await _look(words, wish, name, api_of(request))), before if named else None
+        same = wish.picture is not None and wish.parent and wish.picture.digest() == wish.parent[1]
+        return *(await _look(words, wish, name, api_of(request))), wish.parent if same else None
 
     gr.on([editor.upload, editor.clear], arrived, [*inputs, model], [hint, preview, parent], **quiet)
     for name in ("image", "inpaint"):
@@ -152,7 +152,7 @@ def build(frame: Frame) -> Edit:
 
 
 class _Newest(dict[str, Any]):
-    """What browsers have sent of painted pictures, until their events take it; a few of those that never do."""
+    """What browsers have sent of painted pictures, until their events take it; the newest few."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)

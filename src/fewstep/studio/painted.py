@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,10 @@ class Painted:
     """A file, not decoded."""
     mask: Mask | None
     """(H, W), 255 where there is paint; None where there is none at all."""
-    name: str = ""
-    """Of the file, where it is one that was sent from elsewhere and not painted on."""
+
+    def digest(self) -> str:
+        """Of the file. A picture that was sent here stays that file until it is painted on or cut."""
+        return digest(self.data)
 
     def fields(self) -> dict[str, str]:
         """``image`` and ``mask`` of an order, in base64."""
@@ -70,8 +73,12 @@ def read(payload: Any) -> Painted | None:
         if (part := _data(layer)) is not None:
             paint = _paint(part)
             mask = paint if mask is None else _both(mask, paint)
-    name = "" if isinstance(payload.background, bytes) else Path(payload.background.path).name
-    return Painted(data, mask if mask is not None and mask.any() else None, name)
+    return Painted(data, mask if mask is not None and mask.any() else None)
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def suffix(data: bytes) -> str:

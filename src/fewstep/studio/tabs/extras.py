@@ -110,6 +110,8 @@ def build(frame: Frame) -> None:
 
     async def again(job_id: str | None, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         """After a reload, or in a second window: the job that goes on, or the pictures of the last one."""
+        # Gradio empties what an event without any answer was to change.
+        yield {job: job_id}
         if job_id:
             return
         api = api_of(request)
