@@ -56,7 +56,7 @@ def build(frame: Frame) -> None:
         with gr.Column(scale=6, min_width=300):
             gr.Markdown(f"### {words('runs.title')}")
             view = runs.build(frame, "distil", "distill")
-            card = gr.HTML(elem_id="distil-card", padding=False)
+            card = gr.HTML(elem_id="distil-card", padding=False, apply_default_css=False)
             with gr.Row(visible=False) as done:
                 use = gr.Button(words("distil.use"), variant="primary", elem_id="distil-use")
                 compare = gr.Button(words("distil.compare"), elem_id="distil-compare")

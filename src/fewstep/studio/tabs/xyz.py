@@ -73,7 +73,7 @@ def build(frame: Frame) -> None:
     choices = [(words("xyz.none"), ""), *((words(f"xyz.axis_{name}"), name) for name in xyz.AXES)]
     names: list[gr.Dropdown] = []
     values: list[gr.Textbox] = []
-    for letter, usual in zip(LETTERS, ("seed", "quality", ""), strict=True):
+    for letter, usual in zip(LETTERS, ("seed", "", ""), strict=True):
         with gr.Row():
             names.append(
                 gr.Dropdown(
@@ -93,7 +93,7 @@ def build(frame: Frame) -> None:
         draw = gr.Button(words("xyz.draw"), variant="primary", elem_id="xyz-draw")
         stop = gr.Button(words("xyz.stop"), variant="stop", elem_id="xyz-stop")
         resume = gr.Button(words("xyz.resume"), visible=False, elem_id="xyz-resume")
-    plot = gr.HTML(elem_id="xyz-plot", padding=False)
+    plot = gr.HTML(elem_id="xyz-plot", padding=False, apply_default_css=False)
     kept = gr.BrowserState(None, storage_key="fewstep-xyz-plot", secret="fewstep")  # noqa: S106 - none of it is
     axes_of = [*names, *values]
     shown = [said, plot, kept, resume]
