@@ -104,7 +104,6 @@ def build(frame: Frame) -> None:
     shared["create.fill"] = fill
 
     def buttons(going: bool) -> dict[Any, Any]:
-        # With their texts: Gradio forgets them with an update of anything else.
         return {
             draw: gr.update(value=words("create.draw"), visible=not going),
             stop: gr.update(value=words("create.stop"), visible=going),
@@ -266,6 +265,7 @@ def _wire_times(frame: Frame, quality: gr.Radio) -> None:
 
     async def measure(model: dict[str, Any] | None, request: gr.Request) -> AsyncIterator[int]:
         count = 0
+        yield count
         if model:
             try:
                 async for _ in dial.measure(api_of(request), model):

@@ -22,6 +22,7 @@ def wire(frame: Frame, gallery: gr.HTML, missing: gr.Button) -> None:
         count: int, model: dict[str, Any] | None, request: gr.Request
     ) -> AsyncIterator[tuple[Any, Any]]:
         if model is None:
+            yield gr.skip(), gr.skip()
             return
         api = api_of(request)
         usual = gr.update(value=words("adapters.draw"), interactive=True)
