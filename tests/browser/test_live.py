@@ -41,6 +41,7 @@ class Live:
         page.on("websocket", lambda socket: socket.on("framesent", self._heard))
         page.reload()
         self.state("idle")
+        page.wait_for_function("() => window.fewstep.order()?.num_inference_steps")  # the form is known
         self.prompt = page.locator("#prompt textarea")
 
     def _heard(self, payload: str | bytes) -> None:
@@ -92,6 +93,7 @@ def live(page: Page) -> Live:
 
 def test_pictures_follow_the_words_and_enter_keeps_what_was_seen(live: Live, studio: Any) -> None:
     page = live.page
+    assert page.locator("#create-draw").inner_text() == "Draw"
     live.prompt.press_sequentially("an", delay=60)
     live.finished("an")
     seen = {live.data()}
@@ -159,12 +161,12 @@ def test_compared_under_a_divider_that_mouse_finger_and_keys_move(live: Live) ->
     assert float(wipe.input_value()) == quarter + 1
     half = live.shot()
     edge = box["width"] * 0.5
-    assert np.array_equal(half[:, int(edge) :], banana[:, int(edge) :])
+    assert np.abs(half[:, int(edge) :].astype(int) - banana[:, int(edge) :]).mean() < 3
     left = slice(2, int(box["width"] * 0.2))
-    assert np.abs(half[:, left].astype(int) - banana[:, left]).mean() > 10
     page.keyboard.press("End")
     fox = live.shot()
-    assert np.abs(fox.astype(int) - banana).mean() > 10
+    assert np.abs(fox.astype(int) - banana).mean() > 5
+    assert np.abs(half[:, left].astype(int) - fox[:, left]).mean() < 3
 
     # Another step count at the same seed.
     live.part("with").select_option("1")
@@ -184,7 +186,7 @@ def test_compared_under_a_divider_that_mouse_finger_and_keys_move(live: Live) ->
     page.wait_for_timeout(400)
     held = live.shot()
     page.keyboard.up("c")
-    assert np.abs(held.astype(int) - live.shot()).mean() > 10
+    assert np.abs(held.astype(int) - live.shot()).mean() > 5
     page.keyboard.press("c")
     live.part("wipe").wait_for()
 
@@ -201,8 +203,8 @@ def test_hostile_words_stay_words(live: Live) -> None:
     assert HOSTILE in live.part("changes").inner_text()
     page.evaluate("document.activeElement.blur()")
     live.part("scrub").focus()
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Home")
+    page.keyboard.press("End")
     assert HOSTILE in live.part("facts").inner_text()
     live.prompt.press("Enter")
     live.state("kept")

@@ -1,6 +1,5 @@
 // Pictures while somebody types, over /api/v1/live (docs/reference/live.md), kept, scrubbed and compared.
-// Runs once in the element of live.html; props.value is what the form says: {order, wrap, shown}. Whatever
-// came from a person is set as text or as a property, never as markup.
+// props.value is what the form says: {order, wrap, shown}. Texts are set as text, never as markup.
 window.fewstep?.close();
 const part = Object.fromEntries(
   [...element.querySelectorAll("[data-part]")].map(one => [one.dataset.part, one]));
@@ -139,7 +138,8 @@ function collect(picture) {
   frames.push(picture);
   part.thumbs.append(thumb);
   part.strip.hidden = frames.length < 2;
-  part.scrub.max = part.scrub.value = frames.length - 1;
+  part.scrub.max = frames.length - 1; // first, or it would bound the value
+  part.scrub.value = frames.length - 1;
   part.thumbs.scrollLeft = part.thumbs.scrollWidth;
 }
 const drop = picture => { picture.thumb.remove(); free(picture); };
@@ -296,5 +296,5 @@ watch("value", () => {
   if (given().shown && given().shown !== shown) look(given().shown);
 });
 const close = () => { life.abort(); clearInterval(alive); clearTimeout(timer); socket?.close(); };
-window.fewstep = {keep, stop, compare, peek, favourite, toggle, live: () => on, close};
+window.fewstep = {keep, stop, compare, peek, favourite, toggle, live: () => on, order: () => given().order, close};
 toggle(on);
