@@ -95,7 +95,7 @@
     if (control && (event.key === "ArrowUp" || event.key === "ArrowDown")) {
       weigh(event.target, event.key === "ArrowUp" ? 0.1 : -0.1);
     } else if (event.key === "Enter" && event.shiftKey) {
-      return event.stopImmediatePropagation(); // a new line; Gradio would draw
+      return event.stopImmediatePropagation(); // a new line, see below
     } else if (event.key === "Enter") {
       if (!control && window.fewstep?.live()) window.fewstep.keep();
       else press("#create-draw");
@@ -122,6 +122,10 @@
       event.preventDefault();
       event.stopImmediatePropagation();
     }
+  }, true);
+  // Gradio draws on Shift+Enter, and listens to this event.
+  addEventListener("keypress", event => {
+    if (event.key === "Enter" && event.target.closest?.("#prompt textarea")) event.stopImmediatePropagation();
   }, true);
   addEventListener("keyup", event => event.key.toLowerCase() === "c" && window.fewstep?.peek(false), true);
   addEventListener("blur", () => window.fewstep?.peek(false));
