@@ -133,13 +133,12 @@ def main(wanted: list[str]) -> None:
         prepare(studio)
         browser = launched(playwright)
         assert browser is not None, "there is no Chromium; install it with: apt-get install chromium"
+        page = opened(browser, studio)
         for name, fill in TABS.items():
             if not wanted or name in wanted:
-                page = opened(browser, studio)
                 show_tab(page, name)
                 fill(studio, page)
                 shoot(page, name)
-                page.context.close()
         for name, (language, how) in others.items():
             if not wanted or name in wanted:
                 page = opened(browser, studio, language, **how)
