@@ -92,7 +92,7 @@ def prepare(studio: Studio) -> None:
     for seed, prompt in enumerate(PROMPTS):
         job = studio.draw(prompt, seed=seed, num_inference_steps=4 if seed % 2 else None, n=1 + seed % 2)
     image = job["result"]["images"][0]
-    studio.request("PATCH", f"/api/v1/images/{image}", {"favourite": True, "tags": ["food", "draft"]})
+    studio.request("PATCH", f"/api/v1/images/{image}", {"favourite": True, "add_tags": ["food", "draft"]})
     for index in range(5):
         files = {"pictures": (f"drawing-{index}.png", drawn(studio, index), "image/png")}
         made = studio.post("/api/v1/datasets/drawings", files=files)
