@@ -28,11 +28,13 @@
   const tab = () => [...document.querySelectorAll("[id^=tab-][role=tabpanel]")].find(one => one.offsetParent)?.id.slice(4);
   const ofTab = (...names) => names.map(name => `#${tab()}-${name}`);
   const browse = by => {
-    const all = [...document.querySelectorAll(ofTab("gallery").map(one => `${one} .thumbnail-item`).join())]
-      .filter(one => one.offsetParent);
+    const [gallery] = ofTab("gallery");
+    const seen = kind => [...document.querySelectorAll(`${gallery} ${kind}`)].filter(one => one.offsetParent);
+    // While one is shown large the others are a row of small ones; before, the first one is on the stage.
+    const small = seen(".thumbnail-small"), all = small.length ? small : seen(".thumbnail-item");
     if (!all.length) return false;
-    const at = all.findIndex(one => one.classList.contains("selected"));
-    all[at < 0 ? (by > 0 ? 0 : all.length - 1) : (at + by + all.length) % all.length].click();
+    const at = Math.max(0, all.findIndex(one => one.classList.contains("selected")));
+    all[(at + by + all.length) % all.length].click();
     return true;
   };
   const quality = place => {
