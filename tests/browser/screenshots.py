@@ -64,7 +64,7 @@ def models(studio: Studio, page: Page) -> None:
 
 
 def train(studio: Studio, page: Page) -> None:
-    page.locator("#train-captions img").first.wait_for()
+    page.locator("#train-captions img:visible").first.wait_for()
     page.wait_for_timeout(1000)
 
 
