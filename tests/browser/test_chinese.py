@@ -41,7 +41,9 @@ GLYPHS = """characters => {
 def english(part: str) -> set[str]:
     """Texts of ours that the Chinese page says otherwise."""
     return {
-        entry["en"] for entry in texts(part).values() if entry["en"] != entry["zh"] and "{" not in entry["en"]
+        entry["en"]
+        for entry in texts(part).values()
+        if entry["en"] != entry["zh"] and "{" not in entry["en"] and re.search("[A-Za-z]", entry["en"])
     }
 
 

@@ -137,6 +137,7 @@ def test_an_adapter_changes_the_picture(studio: Studio, page: Page) -> None:
     plain = draw(studio, page, prompt, seed=5, stop=2)
     page.locator("#create-adapters-fold > button").click()
     cards = page.locator("#create-adapters [data-adapter]")
+    expect(cards.first).to_be_visible(timeout=LONG)
     assert {cards.nth(place).get_attribute("data-adapter") for place in range(cards.count())} >= {
         "gold",
         "night",
