@@ -92,8 +92,9 @@ def command(
         float, typer.Option("--deadline", min=1.0, help="Seconds for one order.", rich_help_panel=_WORK)
     ] = 300.0,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, help="Orders drawn together.", rich_help_panel=_WORK)
-    ] = 4,
+        int,
+        typer.Option("--batch", min=1, help="Orders drawn together; for GPUs.", rich_help_panel=_WORK),
+    ] = 1,
     grace: Annotated[
         float,
         typer.Option(

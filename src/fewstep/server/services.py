@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from fewstep.server.settings import ServerSettings
 
 _log = logging.getLogger("fewstep.server")
+
+_REST_AFTER = 4.0
+"""Seconds after which students are loaded that nobody asked for yet: the studio is imported before."""
 
 
 class Services:
@@ -127,8 +131,11 @@ class Services:
         except Exception:
             self.failure = "the server could not start; see its log"
             raise
+        until = time.monotonic() + _REST_AFTER
+        while not self._draining and time.monotonic() < until:
+            time.sleep(0.05)
         try:
-            self.generator.warm_rest(lambda: not self._draining)
+            self.generator.warm_rest(lambda: not self._draining and not self.generator.queue.running)
         except FewstepError as error:
             _log.warning("a student cannot be loaded: %s", error)
 
