@@ -1,4 +1,4 @@
-"""Pick a LoRA, write a prompt, get a picture in four steps, after the demo of Flash Diffusion.
+"""Pick a LoRA, write a prompt, get a picture in one step, after the demo of Flash Diffusion.
 
 python examples/flash_loras.py, then open http://127.0.0.1:7860. Needs: pip install "fewstep[torch,serve]"
 """
@@ -17,7 +17,7 @@ LORAS = WEIGHTS / "emoji-128-styles"
 THEME = gr.themes.Soft(font=("system-ui", "sans-serif"), font_mono=("monospace",))  # loads no fonts
 
 
-def demo(model: Path, loras: Path, steps: int = 4) -> gr.Blocks:
+def demo(model: Path, loras: Path, steps: int = 1) -> gr.Blocks:
     """The page; all of its pictures are drawn before it opens."""
     engine = Engine(model, catalogue=Catalogue([loras]))
     names = sorted(path.stem for path in loras.glob("*.safetensors"))
@@ -31,7 +31,7 @@ def demo(model: Path, loras: Path, steps: int = 4) -> gr.Blocks:
 
     shown = [(draw("a red apple", name, 1.0, 0), name) for name in names]
     with gr.Blocks(title="Flash LoRAs", analytics_enabled=False) as page:
-        gr.Markdown("# A picture in four steps, in the style that you pick")
+        gr.Markdown("# A picture in one step, in the style that you pick")
         with gr.Row():
             gallery = gr.Gallery(shown, label="LoRAs", columns=3, selected_index=0, allow_preview=False)
             picture = gr.Image(label="Picture", format="png")

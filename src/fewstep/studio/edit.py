@@ -223,11 +223,10 @@ def _target(editor: gr.ImageEditor, parent: gr.State, fold: gr.Accordion) -> Tar
         return [
             {"background": path, "layers": [], "composite": path},
             sent.image_id or None,
-            gr.Accordion(open=True),
         ]
 
-    outputs: list[Any] = [editor, parent, fold]
-    return Target("create", outputs, take)
+    outputs: list[Any] = [editor, parent]
+    return Target("create", outputs, take, (fold,))
 
 
 async def _look(words: Words, wish: _Wish, model: str | None, api: Api) -> tuple[Any, Any]:

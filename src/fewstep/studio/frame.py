@@ -21,11 +21,13 @@ class Target:
         tab: name of its tab.
         outputs: components that are set.
         take: an async function of (`fewstep.studio.sending.Sent`, request) that returns their values.
+        folds: accordions that are opened before: an editor fits a picture to the room that it has then.
     """
 
     tab: str
     outputs: list[Component]
     take: Callable[..., Any]
+    folds: tuple[gr.Accordion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

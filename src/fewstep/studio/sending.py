@@ -64,17 +64,25 @@ def _connect(frame: Frame, source: Source, button: gr.Button, target: Target) ->
     words = frame.words
     assert frame.tabs is not None
 
-    async def send(image_id: str | None, request: gr.Request) -> list[Any]:
+    def show(image_id: str | None) -> list[Any]:
         if not image_id:
             raise gr.Error(words("sending.nothing"), print_exception=False)
+        return opened(target)
+
+    async def send(image_id: str, request: gr.Request) -> list[Any]:
         api = api_of(request)
         try:
             view = await api.get(f"/api/v1/images/{image_id}")
             sent = Sent(image_id, view, await api.data(f"/api/v1/images/{image_id}/file"))
-            return [gr.Tabs(selected=target.tab), *await target.take(sent, request)]
+            return list(await target.take(sent, request))
         except ApiError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    button.click(
-        send, [source.chosen], [frame.tabs, *target.outputs], show_progress="hidden", api_visibility="private"
-    )
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    first = button.click(show, [source.chosen], [frame.tabs, *target.folds], **quiet)
+    first.success(send, [source.chosen], target.outputs, **quiet)
+
+
+def opened(target: Target) -> list[Any]:
+    """Updates of the tabs and of a target's accordions that show it."""
+    return [gr.Tabs(selected=target.tab), *(gr.Accordion(open=True) for _ in target.folds)]

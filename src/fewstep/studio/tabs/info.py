@@ -13,7 +13,7 @@ import gradio as gr
 from PIL import Image
 
 from fewstep.data import images
-from fewstep.studio import foreign, markup
+from fewstep.studio import foreign, markup, sending
 from fewstep.studio.client import Api, ApiError, api_of
 from fewstep.studio.frame import Frame, Target
 from fewstep.studio.sending import Sent
@@ -116,21 +116,22 @@ def _send(
         button.visible = False
         return
 
-    @told
-    async def send(
-        request: gr.Request, path: str | None, known: dict[str, Any] | None, of: str | None
-    ) -> list[Any]:
+    def show(path: str | None, known: dict[str, Any] | None) -> list[Any]:
         if path is None or known is None:
             raise gr.Error(words("info.nothing"), print_exception=False)
-        record = foreign.record(known)
-        if name == "settings" and not record:
+        if name == "settings" and not foreign.record(known):
             raise gr.Error(words("info.no_settings"), print_exception=False)
+        return sending.opened(target)
+
+    @told
+    async def send(request: gr.Request, path: str, known: dict[str, Any], of: str | None) -> list[Any]:
         data = await asyncio.to_thread(_file, words, path)
         of = of or await _kept(api_of(request), known, data)
-        sent = Sent(of or "", {"record": record}, data)
-        return [gr.Tabs(selected=target.tab), *await target.take(sent, request)]
+        sent = Sent(of or "", {"record": foreign.record(known)}, data)
+        return list(await target.take(sent, request))
 
-    button.click(send, [picture, facts, origin], [frame.tabs, *target.outputs], **_QUIET)
+    first = button.click(show, [picture, facts], [frame.tabs, *target.folds], **_QUIET)
+    first.success(send, [picture, facts, origin], target.outputs, **_QUIET)
 
 
 async def _kept(api: Api, known: dict[str, Any], data: bytes) -> str | None:
