@@ -19,6 +19,8 @@ def test_what_is_painted_is_redrawn_and_nothing_else(studio: Any, page: Page, tm
     before = studio.bytes(f"/api/v1/images/{studio.draw()['result']['images'][0]}/file")
     (tmp_path / "apple.png").write_bytes(before)
     page.locator("#edit > button").click()
+    page.locator("#edit-picture canvas").first.wait_for()
+    page.wait_for_timeout(500)  # a person is not faster than Gradio's editor
     page.set_input_files("#edit-picture input[type=file]", tmp_path / "apple.png")
     hint = page.locator("#edit-hint")
     hint.get_by_text("All of it is redrawn").wait_for()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,6 +16,8 @@ from fewstep.studio.frame import Frame, Source, Target
 TARGETS: Final = ("image", "inpaint", "settings", "extras", "info")
 """Names of what a picture may be sent to: start of a picture; to be painted over; its settings into the form;
 to be enlarged; to be read."""
+_UNFOLDED: Final = 0.4
+"""Seconds after which an accordion that was opened can take a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +67,15 @@ def _connect(frame: Frame, source: Source, button: gr.Button, target: Target) ->
     words = frame.words
     assert frame.tabs is not None
 
-    def show(image_id: str | None) -> list[Any]:
+    def show(image_id: str | None) -> Any:
         if not image_id:
             raise gr.Error(words("sending.nothing"), print_exception=False)
         return opened(target)
 
     async def send(image_id: str, request: gr.Request) -> list[Any]:
         api = api_of(request)
+        if target.folds:
+            await asyncio.sleep(_UNFOLDED)
         try:
             view = await api.get(f"/api/v1/images/{image_id}")
             sent = Sent(image_id, view, await api.data(f"/api/v1/images/{image_id}/file"))
@@ -83,6 +88,7 @@ def _connect(frame: Frame, source: Source, button: gr.Button, target: Target) ->
     first.success(send, [source.chosen], target.outputs, **quiet)
 
 
-def opened(target: Target) -> list[Any]:
+def opened(target: Target) -> Any:
     """Updates of the tabs and of a target's accordions that show it."""
-    return [gr.Tabs(selected=target.tab), *(gr.Accordion(open=True) for _ in target.folds)]
+    shown = [gr.Tabs(selected=target.tab), *(gr.Accordion(open=True) for _ in target.folds)]
+    return shown if target.folds else shown[0]  # of one output Gradio takes the value, and no list of it

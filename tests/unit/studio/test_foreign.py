@@ -25,7 +25,7 @@ def test_the_web_uis_text() -> None:
     found = foreign.record(facts(parameters=f"{TEXT}, Model: other, Version: v1.10.1", tool="AUTOMATIC1111"))
     assert found == {
         "prompt": "a fox", "negative_prompt": "blurry", "num_inference_steps": 4, "solver": "euler_a",
-        "guidance_scale": 1.5, "seed": 5, "width": 512, "height": 768,
+        "guidance_scale": 1.5, "seed": 5, "width": 512, "height": 768, "student": {"name": "none"},
     }  # fmt: skip
     ours = foreign.record(
         facts(parameters=f"{TEXT}, Model: emoji-128, Student: four, Version: fewstep 0.1.0", tool="fewstep")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import secrets
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from typing import Final
 
 from PIL import Image, ImageOps
 
+from fewstep.checkpoint import atomic
 from fewstep.data import images
 
 SHOWN: Final = 2048
@@ -34,10 +37,10 @@ def packed(paths: Sequence[str]) -> str:
     """A ZIP file of pictures, in their order. Its name is final when it is complete."""
     folder = Path(os.environ.get("GRADIO_TEMP_DIR", tempfile.gettempdir())) / "extras"
     folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(".part", "fewstep-", folder)
-    with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
         for number, path in enumerate(paths, 1):
             archive.write(path, f"{number:02}-{Path(path).name}")
-    final = Path(name).with_suffix(".zip")
-    Path(name).replace(final)
-    return str(final)
+    file = folder / f"fewstep-{secrets.token_hex(8)}.zip"
+    atomic.write_bytes(file, made.getvalue())
+    return str(file)

@@ -116,7 +116,7 @@ def _send(
         button.visible = False
         return
 
-    def show(path: str | None, known: dict[str, Any] | None) -> list[Any]:
+    def show(path: str | None, known: dict[str, Any] | None) -> Any:
         if path is None or known is None:
             raise gr.Error(words("info.nothing"), print_exception=False)
         if name == "settings" and not foreign.record(known):
