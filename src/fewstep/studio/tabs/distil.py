@@ -76,15 +76,6 @@ def build(frame: Frame) -> None:
         except (ApiError, UsageError) as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    async def opened(request: gr.Request) -> list[Any]:
-        try:
-            there = await train_pictures.trainable(api_of(request))
-        except ApiError:
-            return [gr.skip()] * 2
-        return [
-            train_pictures.sentence(words, there), gr.update(choices=there, value=there[0] if there else None)
-        ]  # fmt: skip
-
     async def reported(job: Mapping[str, Any] | None, request: gr.Request) -> list[Any]:
         if job is None or not job["result"].get("model"):
             return ["", gr.update(visible=False)]
@@ -132,7 +123,7 @@ def build(frame: Frame) -> None:
     view.finished.change(reported, [view.finished], [card, done], **_QUIET)
     compare.click(compared, [view.finished], [card], **_QUIET)
     assert frame.tab is not None and frame.tabs is not None
-    frame.tab.select(opened, None, [none, model], **_QUIET)
+    train_pictures.wire_models(frame, none, model)
     if filled := frame.shared.get("create.filled"):
         use.click(use_it, [view.finished], [frame.tabs, *filled], **_QUIET)
 

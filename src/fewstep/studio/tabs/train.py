@@ -82,15 +82,6 @@ def build(frame: Frame) -> None:
         except (ApiError, UsageError) as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    async def opened(request: gr.Request) -> list[Any]:
-        try:
-            there = await train_pictures.trainable(api_of(request))
-        except ApiError:
-            return [gr.skip()] * 2
-        return [
-            train_pictures.sentence(words, there), gr.update(choices=there, value=there[0] if there else None)
-        ]  # fmt: skip
-
     async def students(model: str | None, request: gr.Request) -> Any:
         found = []
         if model:
@@ -120,7 +111,7 @@ def build(frame: Frame) -> None:
     model.change(students, [model], [student], **_QUIET)
     view.finished.change(lambda job: gr.update(visible=job is not None), [view.finished], [used], **_QUIET)
     assert frame.tab is not None and frame.tabs is not None
-    frame.tab.select(opened, None, [none, model], **_QUIET)
+    train_pictures.wire_models(frame, none, model)
     if filled := frame.shared.get("create.filled"):
         use.click(use_it, [view.finished], [frame.tabs, *filled], **_QUIET)
 

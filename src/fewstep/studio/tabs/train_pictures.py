@@ -192,6 +192,21 @@ async def trainable(api: Api) -> list[str]:
     return [one["name"] for one in models if {"pipeline", "checkpoint"} & {one["kind"], *one["kinds"]}]
 
 
+def wire_models(frame: Frame, none: gr.HTML, model: gr.Dropdown) -> None:
+    """When the tab is opened, offer the models that can be taught, or say what to do where there are none."""
+    words = frame.words
+    assert frame.tab is not None
+
+    async def opened(request: gr.Request) -> list[Any]:
+        try:
+            there = await trainable(api_of(request))
+        except ApiError:
+            return [gr.skip()] * 2
+        return [sentence(words, there), gr.update(choices=there, value=there[0] if there else None)]
+
+    frame.tab.select(opened, None, [none, model], **_QUIET)
+
+
 def sentence(words: Words, there: Sequence[str]) -> str:
     """HTML that says what to do where no model can be taught."""
     return "" if there else f'<p role="status">{text(words("train.no_model"))}</p>'
