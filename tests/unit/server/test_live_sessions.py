@@ -48,6 +48,8 @@ class Desk:
         self.go.set()
         self.begins = True
         """Whether an order is begun as soon as it is there."""
+        self.holds: int | None = None
+        """Which order, counted from one, waits until `go` is set."""
         self.sent: list[dict[str, Any]] = []
 
     def studio(self) -> Studio:
@@ -58,6 +60,8 @@ class Desk:
             self.orders.append(order)
             if self.begins:
                 begun()
+            if len(self.orders) == self.holds:
+                self.go.clear()
             await self.go.wait()
             if self.errors:
                 raise self.errors.pop(0)
@@ -185,15 +189,9 @@ def test_what_is_not_wanted_any_more_is_given_up(why: str, monkeypatch: pytest.M
         desk.begins = why != "waits"
         session = Session(desk.studio())
         running = asyncio.ensure_future(session.run(desk.send))
-        if why != "full":
-            desk.go.clear()
+        desk.holds = orders = 2 if why == "full" else 1
         session.want(wish(id=1))
-        if why == "full":
-            await desk.until(lambda: desk.sent)
-            desk.go.clear()
-            await desk.until(lambda: len(desk.orders) == 2)
-        await desk.until(lambda: desk.orders)
-        orders = len(desk.orders)
+        await desk.until(lambda: len(desk.orders) == orders)
         if why == "stopped":
             session.stop()
         else:
