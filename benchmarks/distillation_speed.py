@@ -37,7 +37,7 @@ from fewstep.data.compositions import ComposedDrawings, compositions
 from fewstep.data.emoji import open_drawings
 from fewstep.data.preparation import load_selection
 from fewstep.diffusion.noise_levels import phased_mixture_pmf
-from fewstep.distillation import build
+from fewstep.distillation import build, origins
 from fewstep.distillation.sections import DistillationRecipe, FlashMethod
 from fewstep.training.feed import Dataset, Fed, Plan, feed
 from fewstep.training.logs import Loggers
@@ -154,7 +154,7 @@ class Side:
     """
 
     def __init__(
-        self, recipe: DistillationRecipe, base: build.Base, kind: Arrangement, teacher: Any = None
+        self, recipe: DistillationRecipe, base: origins.Base, kind: Arrangement, teacher: Any = None
     ) -> None:
         self.kind, self.recipe = kind, recipe
         stage = build.build_stage(recipe, 0, base, []).task
@@ -246,7 +246,7 @@ def check(sides: list[Side], step: int) -> dict[str, float]:
 def measure(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Check and time every arrangement of a recipe, in turns."""
     recipe = read(kind, arguments.batch_size, arguments.threads)
-    base = build.open_base(recipe)
+    base = origins.open_base(recipe)
     sides = [Side(recipe, base, part, own_teacher(base, part)) for part in CHAIN]
     steps, count = adversarial_steps(recipe), arguments.steps
     checked = check(sides, steps[0])
@@ -281,7 +281,7 @@ def measure(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def own_teacher(base: build.Base, kind: Arrangement) -> Any:
+def own_teacher(base: origins.Base, kind: Arrangement) -> Any:
     """Another copy of the base's network, where the arrangement has a teacher of its own."""
     return base.open_network() if kind.teacher and base.open_network is not None else None
 
@@ -295,7 +295,7 @@ def memory(kind: str, arrangement: Arrangement, arguments: argparse.Namespace) -
 
     imported = peak()
     recipe = read(kind, arguments.batch_size, arguments.threads)
-    base = build.open_base(recipe)
+    base = origins.open_base(recipe)
     side = Side(recipe, base, arrangement, own_teacher(base, arrangement))
     side.seconds(adversarial_steps(recipe)[0], 2)
     return {"imported": imported, "peak": peak(), "networks": side.weights()}

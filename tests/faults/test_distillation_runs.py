@@ -20,7 +20,7 @@ import tiny_stages as tiny
 from tiny_stages import ADAPTER, CRITICS, PROGRESSIVE, STAGES, distill, network_run, toy
 
 from fewstep.checkpoint import safetensors
-from fewstep.distillation import build, run
+from fewstep.distillation import origins, run
 from fewstep.distillation.flash import Flash
 from fewstep.distillation.sections import DistillationRecipe
 from fewstep.errors import RecipeError, RunError
@@ -289,7 +289,7 @@ def test_t15_the_teacher_keeps_every_bit_and_gets_no_gradient(
 
 
 def test_t15_an_exact_teacher_has_nothing_to_move(whole: Any) -> None:
-    base = build.open_base(toy("lcm"))
+    base = origins.open_base(toy("lcm"))
     assert base.open_network is None and base.mixture is not None
     assert set(tiny_runs.hashes(whole("lcm") / "00-pretrain")) == {
         f"student{part}.safetensors" for part in ("", ".ema", ".optimiser")

@@ -147,7 +147,7 @@ def _named(given: Sequence[str], into: Path | None) -> dict[str, Landing]:
 def _report(recipe: DistillationRecipe, folder: Path) -> str:
     """Measure a toy's students, write report.json, report.md and points.png, and return the table."""
     from fewstep.checkpoint import atomic
-    from fewstep.distillation.build import make_mixture
+    from fewstep.distillation.origins import make_mixture
     from fewstep.distillation.toys import NUDGE, draw_all
     from fewstep.evaluation import toyplots, toys
 

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.checkpoint import safetensors
-from fewstep.data.points import MixturePoints
-from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
-from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.toys import MIXTURES, GaussianMixture
-from fewstep.distillation import conditioned, sections
+from fewstep.diffusion.contract import SamplingContract
+from fewstep.distillation import origins, sections
 from fewstep.distillation.consistency import Lcm
 from fewstep.distillation.conversion import Conversion
 from fewstep.distillation.dmd import Dmd
@@ -28,45 +22,13 @@ from fewstep.distillation.lightning import Lightning
 from fewstep.distillation.method import Method
 from fewstep.distillation.progressive import Progressive
 from fewstep.distillation.roles import ExactTeacher, NetworkTeacher, Teacher, evaluated
-from fewstep.distillation.task import STUDENT, StageTask, Weighted, conditions_of
+from fewstep.distillation.task import StageTask, Weighted, conditions_of
 from fewstep.errors import RecipeError
-from fewstep.models import adapters, load
-from fewstep.models.components import Components
+from fewstep.models import adapters
 from fewstep.models.conditions import Conditions
-from fewstep.models.denoiser import ConditionedUNet, cut, default_tap, features
+from fewstep.models.denoiser import cut, default_tap, features
 from fewstep.models.discriminators import Head, PairDiscriminator, ScoringDenoiser
-from fewstep.models.mlp import MLPDenoiser
-from fewstep.training import checkpointing
-from fewstep.training.datasets import open_dataset
-from fewstep.training.denoiser import noise_schedule
-from fewstep.training.feed import Dataset
 from fewstep.training.task import Role
-
-
-@dataclass(frozen=True)
-class Base:
-    """What a recipe distils.
-
-    Attributes:
-        contract: how it is sampled.
-        schedule: of all times.
-        dataset: where x0 and conditions come from.
-        open_network: loads its denoiser as it is called, a new one every time, because a stage that trains an
-            adapter on it needs no second copy in memory; None for an exact teacher.
-        mixture: the exact teacher.
-        components: of a pipeline folder; the denoiser without its weights.
-        sample: one sample of the data as a batch, to measure networks with.
-        null_class: the class that means none.
-    """
-
-    contract: SamplingContract
-    schedule: Schedule
-    dataset: Dataset
-    open_network: Callable[[], nn.Module] | None
-    mixture: GaussianMixture | None
-    components: Components | None
-    sample: Mapping[str, Any]
-    null_class: int | None
 
 
 @dataclass(frozen=True)
@@ -84,168 +46,9 @@ class Stage:
     contract: SamplingContract
 
 
-def open_base(recipe: sections.DistillationRecipe) -> Base:
-    """Load the teacher and the data of a recipe.
-
-    Raises:
-        RecipeError: a mixture's option that it does not have, or data that do not fit the teacher.
-        DataError: the data or the folder of conditions cannot be opened.
-        CheckpointError: a pipeline folder that cannot be loaded.
-    """
-    if recipe.teacher.mixture is not None:
-        return _toy(recipe, recipe.teacher.mixture)
-    assert recipe.teacher.pipeline is not None
-    folder = Path(recipe.teacher.pipeline).expanduser()
-    components = load.pipeline(folder)
-    components = dataclasses.replace(components, denoiser=components.denoiser.to("meta"))
-    dataset = open_dataset(recipe.data)
-    if recipe.conditions is not None:
-        dataset = conditioned.Conditioned(dataset, Path(recipe.conditions).expanduser())
-    sample = _first(dataset)
-    conditioned.check(dict(components.denoiser.config), sample, recipe.teacher.null_class)
-    return Base(
-        components.contract,
-        components.contract.make_schedule(),
-        dataset,
-        lambda: ConditionedUNet(load.denoiser(folder / "unet")),
-        None,
-        components,
-        sample,
-        recipe.teacher.null_class,
-    )
-
-
-def _toy(recipe: sections.DistillationRecipe, section: sections.Mixture) -> Base:
-    mixture = make_mixture(section)
-    if recipe.data.source != "points":
-        raise RecipeError(
-            f"data.source is {recipe.data.source!r}: a mixture teaches its own points; use points"
-        )
-    noise = section.schedule
-    spec = ScheduleSpec(
-        name="rectified_flow" if noise.kind == "flow" else noise.kind,
-        num_train_timesteps=noise.num_train_timesteps,
-        beta_start=noise.beta_start,
-        beta_end=noise.beta_end,
-        rescale_zero_terminal_snr=noise.rescale_zero_terminal_snr,
-        shift=noise.shift,
-    )
-    contract = SamplingContract(
-        base_family="toy",
-        prediction_type=section.prediction_type,
-        schedule=spec,
-        solver="flow_euler" if noise.kind == "flow" else "ddim",
-        native_sizes=((1, 1),),
-    )
-    dataset = MixturePoints(mixture, recipe.seed)
-    labels = int(mixture.labels.max()) + 1
-    return Base(contract, noise_schedule(noise), dataset, None, mixture, None, _first(dataset), labels)
-
-
-def make_mixture(section: sections.Mixture) -> GaussianMixture:
-    """The mixture that a recipe names.
-
-    Raises:
-        RecipeError: an option that its kind does not have.
-    """
-    options: dict[str, Any] = dict(section.options)
-    try:
-        mixture = MIXTURES[section.kind](**options)
-    except TypeError as error:
-        raise RecipeError(f"teacher.mixture.options: {error}; see fewstep.diffusion.toys") from None
-    return mixture if section.classes else dataclasses.replace(mixture, labels=np.zeros_like(mixture.labels))
-
-
-def _first(dataset: Dataset) -> Mapping[str, Any]:
-    sample = dataset.batch(np.zeros(1, np.int64), np.random.default_rng(0))
-    return {k: torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v for k, v in sample.items()}
-
-
-def student_type(recipe: sections.DistillationRecipe, place: int, base: Base) -> str:
-    """What the output of a stage's student means."""
-    section = recipe.stages[place].student
-    if section.prediction_type is not None:
-        return section.prediction_type
-    source = source_stage(recipe, place)
-    return base.contract.prediction_type if source is None else student_type(recipe, source, base)
-
-
-def source_stage(recipe: sections.DistillationRecipe, place: int) -> int | None:
-    """The stage whose result a stage's student starts from; None for the base or new weights."""
-    start = recipe.stages[place].student.start
-    if start == "teacher":
-        return _teacher_stage(recipe, place)
-    if start == "previous":
-        return place - 1 if place else None
-    return None if start == "random" else _named(recipe, start)
-
-
-def _teacher_stage(recipe: sections.DistillationRecipe, place: int) -> int | None:
-    name = recipe.stages[place].teacher
-    if name == "base" or (name == "previous" and place == 0):
-        return None
-    return place - 1 if name == "previous" else _named(recipe, name)
-
-
-def _named(recipe: sections.DistillationRecipe, name: str) -> int:
-    return [stage.name for stage in recipe.stages].index(name)
-
-
-def result(recipe: sections.DistillationRecipe, place: int, base: Base, folders: list[Path]) -> nn.Module:
-    """The trained network of a stage, adapters folded in, as plain weights.
-
-    Raises:
-        NotFoundError: the stage has no checkpoint.
-        CheckpointError: it is of another network.
-    """
-    network = _start(recipe, place, base, folders)
-    source = checkpointing.weights(folders[place], STUDENT)
-    section, inner = recipe.stages[place].student, _inner(network)
-    if section.mode == "lora":
-        weights = adapters.add_lora(inner, _lora(section), seed=recipe.seed)
-        checkpointing.copy_into(weights, safetensors.load_torch(source), source)
-        adapters.merge(inner)
-        inner.requires_grad_(True)  # merging leaves the weights as the adapter found them: frozen
-    else:
-        checkpointing.copy_into(inner, safetensors.load_torch(source), source)
-    return network
-
-
-def _start(recipe: sections.DistillationRecipe, place: int, base: Base, folders: list[Path]) -> nn.Module:
-    """A network of its own with the weights that a stage's student starts from."""
-    section, source = recipe.stages[place].student, source_stage(recipe, place)
-    if section.mode == "merge" and (source is None or recipe.stages[source].student.mode != "lora"):
-        raise RecipeError(
-            f"stage {recipe.stages[place].name}: mode merge needs a lora stage before it; use mode full"
-        )
-    if source is not None:
-        return result(recipe, source, base, folders)
-    if base.open_network is not None:
-        if section.start == "random":
-            raise RecipeError(f"stage {recipe.stages[place].name}: start random is for mixtures; use teacher")
-        return base.open_network()
-    if section.start != "random":
-        raise RecipeError(
-            f"stage {recipe.stages[place].name}: a mixture has no network to start from; use start random"
-        )
-    assert recipe.teacher.mixture is not None and base.null_class is not None
-    torch.manual_seed(recipe.seed)
-    toy = recipe.teacher.mixture
-    # Flows count time to 1, but the network is given T times that
-    return MLPDenoiser(
-        toy.width, toy.depth, base.null_class, time_scale=float(toy.schedule.num_train_timesteps)
-    )
-
-
-def _inner(network: nn.Module) -> nn.Module:
-    return network.network if isinstance(network, ConditionedUNet) else network
-
-
-def _lora(section: sections.Student) -> adapters.LoraSpec:
-    return adapters.LoraSpec(rank=section.lora.rank, alpha=section.lora.alpha, targets=section.lora.targets)
-
-
-def build_stage(recipe: sections.DistillationRecipe, place: int, base: Base, folders: list[Path]) -> Stage:
+def build_stage(
+    recipe: sections.DistillationRecipe, place: int, base: origins.Base, folders: list[Path]
+) -> Stage:
     """Put the cast of a stage together.
 
     Args:
@@ -258,22 +61,27 @@ def build_stage(recipe: sections.DistillationRecipe, place: int, base: Base, fol
         RecipeError: stages that cannot follow each other, or a discriminator without a network to look with.
     """
     section = recipe.stages[place]
-    network = _start(recipe, place, base, folders)
-    inner, kind = _inner(network), student_type(recipe, place, base)
-    teacher_stage = _teacher_stage(recipe, place)
+    network = origins.start(recipe, place, base, folders)
+    inner, kind = origins.inner(network), origins.student_type(recipe, place, base)
+    teacher_stage = origins.teacher_stage(recipe, place)
     teacher_type = base.contract.prediction_type
     if teacher_stage is not None:
-        teacher_type = student_type(recipe, teacher_stage, base)
+        teacher_type = origins.student_type(recipe, teacher_stage, base)
     exact = teacher_stage is None and base.mixture is not None
     # An adapter on the teacher's own weights: switched off, the student is the teacher.
-    alone = section.student.mode == "lora" and teacher_stage == source_stage(recipe, place) and not exact
+    same = (
+        origins.starts_as_base(recipe, place)
+        if teacher_stage is None
+        else origins.source_stage(recipe, place) == teacher_stage
+    )
+    alone = section.student.mode == "lora" and same and not exact
     teacher: Teacher
     teacher_role: Role | None = None
     weights = inner
     torch.manual_seed(recipe.seed + place)
     if section.student.mode == "lora":
         fresh = copy.deepcopy(network)  # critics start from weights without an adapter
-        weights = adapters.add_lora(inner, _lora(section.student), seed=recipe.seed + place)
+        weights = adapters.add_lora(inner, origins.lora_spec(section.student), seed=recipe.seed + place)
     else:
         fresh = network
     if exact:
@@ -286,7 +94,7 @@ def build_stage(recipe: sections.DistillationRecipe, place: int, base: Base, fol
             assert base.open_network is not None
             module = base.open_network()
         else:
-            module = result(recipe, teacher_stage, base, folders)
+            module = origins.result(recipe, teacher_stage, base, folders)
         module.requires_grad_(False).eval()
         teacher = NetworkTeacher(module, base.schedule, teacher_type)
         teacher_role = Role(module=module, weights=module, optimiser=None, schedule=section.schedule)
@@ -326,7 +134,13 @@ class _Methods:
     """Makes the methods of a stage with the critics that they need."""
 
     def __init__(
-        self, section: sections.StageSection, base: Base, fresh: nn.Module, teacher: Teacher, *, alone: bool
+        self,
+        section: sections.StageSection,
+        base: origins.Base,
+        fresh: nn.Module,
+        teacher: Teacher,
+        *,
+        alone: bool,
     ) -> None:
         self.section, self.base, self.fresh, self.teacher, self.alone = section, base, fresh, teacher, alone
 
@@ -337,7 +151,7 @@ class _Methods:
         if isinstance(section, sections.ConversionMethod):
             return Conversion(section, schedule)
         if isinstance(section, sections.LcmMethod):
-            config = getattr(_inner(self.fresh), "config", {})
+            config = getattr(origins.inner(self.fresh), "config", {})
             if section.embed_guidance and not dict(config).get("time_cond_proj_dim"):
                 raise RecipeError(
                     "embed_guidance: the network has no place for a guidance scale (time_cond_proj_dim); "

@@ -34,6 +34,11 @@ def check_recipe(recipe: sections.DistillationRecipe) -> None:
             raise RecipeError(
                 f"stage {stage.name}: student.mode merge needs a lora stage just before it; use mode full"
             )
+        if recipe.teacher.mixture is not None and sections.landed_name(stage.student.start):
+            raise RecipeError(
+                f"stage {stage.name}: student.start {stage.student.start} is for pipelines: a mixture has no "
+                "landed students; use random"
+            )
         if recipe.teacher.pipeline is not None and stage.student.start == "random":
             raise RecipeError(f"stage {stage.name}: student.start random is for mixtures; use teacher")
 

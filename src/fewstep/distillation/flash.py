@@ -175,7 +175,7 @@ class Flash:
         )
 
     def _way(self, context: Context) -> dict[str, Any]:
-        """Where the teacher and the student get to from the same start; once per part of a batch."""
+        """Where the student and, if asked for, the teacher get to from one start; once a batch's part."""
         if "way" not in context.shared:
             phase, schedule, section = self.phase(context.step), context.schedule, self.section
             pmf = phased_mixture_pmf(section.teacher_steps, phase.mode_weights, section.variance)
@@ -185,8 +185,12 @@ class Flash:
             scale = float(low + (high - low) * context.rng.random())
             t = np.full(len(context.x0), self.grid[start])
             x_t = targets.noised(schedule, context.x0, context.drawn["noise"], t)
-            denoise = context.teacher.denoiser(context.conditions, context.null, scale)
-            teacher = targets.solved(denoise, x_t, self.grid[start:], self.solver, schedule)
+            teacher = None
+            if phase.distill or (
+                section.discriminator is not None and section.discriminator.real == "teacher"
+            ):
+                denoise = context.teacher.denoiser(context.conditions, context.null, scale)
+                teacher = targets.solved(denoise, x_t, self.grid[start:], self.solver, schedule)
             prediction = context.predict(x_t, t)
             student = targets.boundary(prediction, x_t, t, schedule, section.boundary_scaling)
             context.shared["way"] = {"teacher": teacher, "student": student, "start": start, "t": t}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.noise import image_noise
-from fewstep.distillation.build import Base, Stage
+from fewstep.distillation.build import Stage
 from fewstep.distillation.drawing import draw
+from fewstep.distillation.origins import Base
 from fewstep.distillation.roles import NetworkTeacher
 from fewstep.distillation.run import StageHooks, StageRecipe
 from fewstep.distillation.task import conditions_of

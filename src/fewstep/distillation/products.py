@@ -13,7 +13,7 @@ from fewstep.checkpoint.bundle import student_part
 from fewstep.checkpoint.lora import save_lora
 from fewstep.data.backgrounds import recipe_folder
 from fewstep.diffusion.contract import SamplingContract
-from fewstep.distillation import build
+from fewstep.distillation import origins
 from fewstep.distillation.run import stage_folders, student
 from fewstep.distillation.sections import DistillationRecipe
 from fewstep.distillation.task import STUDENT
@@ -61,7 +61,8 @@ def finish(recipe: DistillationRecipe, run_folder: Path) -> Path:
     components = Components(base.autoencoder, network.network, base.text_encoder, base.tokenizer, contract)
     load.save_pipeline(out, components, texts=texts, replace=True)
     last = recipe.stages[-1].student
-    if last.mode == "lora" and build.source_stage(recipe, len(recipe.stages) - 1) is None:
+    on_base = recipe.teacher.adapter is None and origins.starts_as_base(recipe, len(recipe.stages) - 1)
+    if last.mode == "lora" and on_base:
         weights = checkpointing.weights(stage_folders(recipe, run_folder)[-1], STUDENT)
         (out / "adapter").mkdir()
         save_lora(

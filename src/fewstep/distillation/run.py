@@ -15,7 +15,7 @@ from torch import nn
 
 from fewstep.checkpoint import atomic
 from fewstep.diffusion.contract import SamplingContract
-from fewstep.distillation import build
+from fewstep.distillation import build, origins
 from fewstep.distillation.sections import DistillationRecipe, StageSection, Teacher
 from fewstep.errors import RunError
 from fewstep.training import checkpointing
@@ -60,11 +60,11 @@ class DistillationResult:
 class StageHooks:
     """What a caller injects for a stage: pictures and figures of the student while it learns."""
 
-    def sampler(self, stage: build.Stage, base: build.Base, recipe: StageRecipe) -> Sampler | None:
+    def sampler(self, stage: build.Stage, base: origins.Base, recipe: StageRecipe) -> Sampler | None:
         """Draws sample grids; None for none."""
         return None
 
-    def metrics(self, stage: build.Stage, base: build.Base, recipe: StageRecipe) -> Sequence[Metric]:
+    def metrics(self, stage: build.Stage, base: origins.Base, recipe: StageRecipe) -> Sequence[Metric]:
         """Measured at the same moments."""
         return ()
 
@@ -110,7 +110,7 @@ def distill(
     with run_lock(folder) if main else contextlib.nullcontext():
         if main:
             _keep_recipe(recipe, folder, override=override)
-        base = build.open_base(recipe)
+        base = origins.open_base(recipe)
         for place, section in enumerate(recipe.stages):
             stage_recipe = _stage_recipe(recipe, section)
             if resume and _is_done(folders[place], stage_recipe, folders[place + 1 :], override=override):
@@ -235,8 +235,8 @@ def student(
     done = folders[place] / DONE
     if not done.is_file():
         raise RunError(f"{folders[place]}: this stage is not finished; go on with --resume")
-    base = build.open_base(recipe)
-    network = build.result(recipe, place, base, folders).eval()
+    base = origins.open_base(recipe)
+    network = origins.result(recipe, place, base, folders).eval()
     values: Mapping[str, Any] = json.loads(done.read_text("utf-8"))
     with torch.no_grad():
         return network, SamplingContract.from_json(json.dumps(values["contract"]))

@@ -49,6 +49,8 @@ class Teacher(Section):
 
     pipeline: str | None = None
     """Folder in diffusers layout with its sampling contract."""
+    adapter: str | None = None
+    """Of a pipeline: a LoRA file that is folded into the teacher, and into students that start from it."""
     mixture: Mixture | None = None
     null_class: Annotated[int, Field(ge=0)] | None = None
     """Of a pipeline with classes: the one that means none, which guidance compares with. When not given,
@@ -60,6 +62,8 @@ class Teacher(Section):
             raise ValueError("give one of pipeline and mixture")
         if self.mixture is not None and self.null_class is not None:
             raise ValueError("null_class is for pipelines: a mixture has its own")
+        if self.mixture is not None and self.adapter is not None:
+            raise ValueError("adapter is for pipelines: a mixture has no weights")
         return self
 
 
@@ -81,11 +85,18 @@ class Student(Section):
     """lora: an adapter on the frozen start; merge: fold the previous stage's adapter in, then train
     everything."""
     start: str = "previous"
-    """Weights at the beginning: ``previous``, ``teacher``, the name of an earlier stage, or ``random`` for
-    toys. The first stage has no previous one and starts from the teacher."""
+    """Weights at the beginning: ``previous``, ``teacher``, the name of an earlier stage, ``landed/NAME`` for
+    the student of that name in the teacher's pipeline folder, or ``random`` for toys. The first stage has no
+    previous one and starts from the teacher."""
     lora: Lora = Lora()
     prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] | None = None
     """What the student's output means; the teacher's own when not given."""
+
+
+def landed_name(start: str) -> str | None:
+    """The name in a ``start`` of ``landed/NAME``; None where a student starts from something else."""
+    kind, slash, name = start.partition("/")
+    return name if slash and kind == "landed" and name else None
 
 
 class Renoise(Section):
@@ -336,6 +347,10 @@ class DistillationRecipe(LoopRecipe):
                 raise ValueError(f"stage {stage.name}: methods is empty: give at least one")
             if stage.teacher not in ("base", "previous", *names[:place]):
                 raise ValueError(f"stage {stage.name}: teacher {stage.teacher!r} is no earlier stage")
-            if stage.student.start not in ("teacher", "previous", "random", *names[:place]):
-                raise ValueError(f"stage {stage.name}: start {stage.student.start!r} is no earlier stage")
+            known = ("teacher", "previous", "random", *names[:place])
+            if stage.student.start not in known and landed_name(stage.student.start) is None:
+                raise ValueError(
+                    f"stage {stage.name}: start {stage.student.start!r} is no earlier stage; a student of "
+                    "the pipeline folder is landed/NAME"
+                )
         return self

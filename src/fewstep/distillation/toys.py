@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fewstep.diffusion.arrays import FloatArray
 from fewstep.diffusion.contract import SamplingContract
 from fewstep.diffusion.prediction import Denoiser
-from fewstep.distillation import build
+from fewstep.distillation import origins
 from fewstep.distillation.drawing import draw
 from fewstep.distillation.roles import ExactTeacher, NetworkTeacher
 from fewstep.distillation.run import stage_folders, student
@@ -63,7 +63,7 @@ def draw_all(
         RecipeError: the teacher is no mixture.
         RunError: a stage is not finished.
     """
-    base = build.open_base(recipe)
+    base = origins.open_base(recipe)
     if base.mixture is None or base.null_class is None:
         raise RecipeError("teacher is a pipeline: points are drawn of mixtures only")
     rng = np.random.default_rng([seed, 0x706F696E])

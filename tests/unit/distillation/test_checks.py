@@ -14,7 +14,7 @@ import torch
 
 from fewstep.diffusion.contract import ScheduleSpec
 from fewstep.diffusion.timesteps import make_grid
-from fewstep.distillation import build, run, sections
+from fewstep.distillation import build, origins, run, sections
 from fewstep.distillation.checks import check_recipe
 from fewstep.distillation.stages import check_nested, plan
 from fewstep.errors import RecipeError
@@ -186,7 +186,7 @@ def test_the_schema_refuses(method: dict[str, Any], message: str) -> None:
         parse_as(sections.DistillationRecipe, json.dumps(values))
 
 
-def build_one(method: dict[str, Any], base: build.Base | None = None, **keys: Any) -> build.Stage:
+def build_one(method: dict[str, Any], base: origins.Base | None = None, **keys: Any) -> build.Stage:
     return build.build_stage(tiny.recipe(stage(method, **keys)), 0, base or tiny.base(), [])
 
 
@@ -250,7 +250,7 @@ def test_a_formula_as_teacher_has_no_features_to_look_at() -> None:
     mixture = {"mixture": {"kind": "two_modes", "width": 8, "depth": 2}}
     made = tiny.recipe(stage(FLASH | {"discriminator": {}}, student={"start": "random"}), teacher=mixture)
     with pytest.raises(RecipeError, match=r"stage only: its teacher is a formula.*conversion"):
-        build.build_stage(made, 0, build.open_base(made), [])
+        build.build_stage(made, 0, origins.open_base(made), [])
 
 
 def test_times_that_do_not_fall_are_refused() -> None:

@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from fewstep.data.latent_cache import build_cache
-from fewstep.distillation import build, conditioned, run
+from fewstep.distillation import build, conditioned, origins, run
 from fewstep.distillation.previews import GridHooks
 from fewstep.distillation.products import finish
 from fewstep.distillation.sections import DistillationRecipe
@@ -120,7 +120,7 @@ def test_an_inpainting_model_is_distilled_from_a_recipe(project: Path) -> None:
     from diffusers import StableDiffusionInpaintPipeline
 
     recipe = recipe_of(project)
-    base = build.open_base(recipe)
+    base = origins.open_base(recipe)
     rows = base.dataset.batch(np.array([4, 1]), np.random.default_rng(0))
     masks = np.load(project / "told" / "concat.npy")
     assert np.array_equal(rows["concat"], masks[[4, 1]].astype(np.float32))
@@ -175,16 +175,16 @@ def test_broken_folders_of_conditions_are_refused(project: Path) -> None:
     ):
         np.save(told / name, array)
         with pytest.raises(DataError, match=message):
-            build.open_base(recipe_of(project))
+            origins.open_base(recipe_of(project))
         (told / name).unlink()
     (told / "classes.npy").write_bytes(b"no array")
     with pytest.raises(DataError, match=r"classes\.npy: cannot be read"):
-        build.open_base(recipe_of(project))
+        origins.open_base(recipe_of(project))
     with pytest.raises(DataError, match="no such folder"):
-        build.open_base(recipe_of(project, conditions=str(project / "nothing")))
+        origins.open_base(recipe_of(project, conditions=str(project / "nothing")))
     (project / "empty").mkdir()
     with pytest.raises(DataError, match="no conditions here"):
-        build.open_base(recipe_of(project, conditions=str(project / "empty")))
+        origins.open_base(recipe_of(project, conditions=str(project / "empty")))
 
 
 def test_masks_beside_mirrored_latents_are_refused(project: Path) -> None:
@@ -192,7 +192,7 @@ def test_masks_beside_mirrored_latents_are_refused(project: Path) -> None:
     build_cache(project / "twice", Encodable(), latents_of, texts_of, weights={"none": "none"})
     data = {"source": "cache", "path": str(project / "twice"), "batch_size": 2}
     with pytest.raises(DataError, match="concat cannot be mirrored"):
-        build.open_base(recipe_of(project, data=data))
+        origins.open_base(recipe_of(project, data=data))
     (project / "told" / "concat.npy").unlink()
     np.save(project / "told" / "classes.npy", np.zeros(6, np.uint8))
     base = conditioned.Conditioned(build.open_dataset(recipe_of(project, data=data).data), project / "told")

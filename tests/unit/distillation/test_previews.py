@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_conditions_from_recipes import project, recipe_of
 
-from fewstep.distillation import build, run
+from fewstep.distillation import build, origins, run
 from fewstep.distillation.previews import GridHooks
 
 __all__ = ["project"]
@@ -18,7 +18,7 @@ __all__ = ["project"]
 
 def test_the_distance_from_the_teacher_is_none_for_the_teacher_itself(project: Path) -> None:
     recipe = recipe_of(project)
-    base = build.open_base(recipe)
+    base = origins.open_base(recipe)
     folders = run.stage_folders(recipe, project / "run")
     # Told to draw as the teacher does (unguided here), the student of equal weights ends where it ends.
     base = dataclasses.replace(base, contract=dataclasses.replace(base.contract, guidance_scale=1.0))
@@ -34,7 +34,7 @@ def test_the_distance_from_the_teacher_is_none_for_the_teacher_itself(project: P
 
 def test_guidance_moves_the_teachers_end(project: Path) -> None:
     recipe = recipe_of(project)
-    base = build.open_base(recipe)
+    base = origins.open_base(recipe)
     stage = build.build_stage(recipe, 0, base, run.stage_folders(recipe, project / "run"))
     found = []
     for scale in (1.0, 3.0):

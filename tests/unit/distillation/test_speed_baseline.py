@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.latent_cache import build_cache
-from fewstep.distillation import build, sections
+from fewstep.distillation import build, origins, sections
 from fewstep.distillation.task import StageTask
 from fewstep.models import autoencoder as autoencoders
 from fewstep.models import text
@@ -36,7 +36,7 @@ WASTE: dict[str, dict[str, bool]] = {
 }
 
 
-def adapted(kind: str, base: build.Base) -> StageTask:
+def adapted(kind: str, base: origins.Base) -> StageTask:
     """A stage whose adapter has an effect."""
     stage = build.build_stage(recipe_of(kind), 0, base, []).task
     _baseline.stir(stage, size=0.1)
@@ -51,7 +51,7 @@ class Stage:
     """A stage of `tiny_stages` in the training loop, as it is or arranged the long way."""
 
     def __init__(
-        self, kind: str, base: build.Base, *, teacher: Any = None, dataset: Any = None, **waste: Any
+        self, kind: str, base: origins.Base, *, teacher: Any = None, dataset: Any = None, **waste: Any
     ) -> None:
         recipe, stage = recipe_of(kind), adapted(kind, base)
         if teacher is not None:

@@ -14,7 +14,7 @@ import torch
 from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.sampler import sample
-from fewstep.distillation import build
+from fewstep.distillation import build, origins
 from fewstep.distillation.products import other_times
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def contract_of(method: str | dict[str, Any], base: build.Base | None = None) -> SamplingContract:
+def contract_of(method: str | dict[str, Any], base: origins.Base | None = None) -> SamplingContract:
     section = METHODS[method] if isinstance(method, str) else method
     recipe = tiny.recipe({"methods": [section]})
     return build.build_stage(recipe, 0, base or tiny.base(), []).contract

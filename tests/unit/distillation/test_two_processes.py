@@ -23,7 +23,7 @@ import tiny_runs
 import tiny_stages as tiny
 import torch
 
-from fewstep.distillation import build
+from fewstep.distillation import build, origins
 from fewstep.distillation.dmd import Dmd
 from fewstep.distillation.flash import Flash
 from fewstep.distillation.sections import DistillationRecipe
@@ -176,7 +176,7 @@ def test_check_24_two_gloo_processes_equal_one_with_twice_the_batch(
     """
     monkeypatch.setattr(trainer, "TensorBoard", Silent)
 
-    def opened(_: Any) -> build.Base:
+    def opened(_: Any) -> origins.Base:
         if network == "points":
             return tiny.base()
         unet = ConditionedUNet(copy.deepcopy(tiny_components.denoiser))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.contract import SamplingContract, ScheduleSpec
 from fewstep.diffusion.schedule import FlowSchedule, Schedule, make_schedule
 from fewstep.diffusion.toys import GaussianMixture
-from fewstep.distillation import build, run, sections
+from fewstep.distillation import build, origins, run, sections
 from fewstep.distillation.method import Context, Method
 from fewstep.distillation.roles import ExactTeacher, Teacher
 from fewstep.distillation.task import StageTask
@@ -144,7 +144,7 @@ class Points:
         return f"points-{self.size}"
 
 
-def base(network: nn.Module | None = None, dataset: Any = None, **contract: Any) -> build.Base:
+def base(network: nn.Module | None = None, dataset: Any = None, **contract: Any) -> origins.Base:
     """A network on points (or whatever fits ``dataset``) as what is distilled, as if it had been loaded."""
     torch.manual_seed(0)
     network = MLPDenoiser(width=8, depth=2, classes=4) if network is None else network
@@ -163,7 +163,7 @@ def base(network: nn.Module | None = None, dataset: Any = None, **contract: Any)
     }
     classes = network.classes if isinstance(network, MLPDenoiser) else None
     opened = None if network is None else lambda: copy.deepcopy(network)
-    return build.Base(made, made.make_schedule(), dataset, opened, None, None, sample, classes)
+    return origins.Base(made, made.make_schedule(), dataset, opened, None, None, sample, classes)
 
 
 class Run:
