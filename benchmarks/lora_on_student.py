@@ -1,14 +1,18 @@
-"""A style adapter for a student: trained on the base and put on, or trained on the student itself?
+"""A style for a student: an adapter of the base, one trained on the student, or the student trained on?
 
 Held-out objects are drawn in the style by the teacher with the adapter of the base, by the student with that
-adapter, by the student with the adapter that was trained on it, and by the student without any. Judges and
-pictures are those of `style_loras.py`.
+adapter, by the student with the adapter that was trained on it, by students that were trained on from it, and
+by the student without any. Judges and pictures are those of `style_loras.py`.
 
     fewstep train recipes/adapters/lora-on-a-student.yaml --set data.path=SETS/gold --set name=gold \
         --set stop.images=3000 --run RUN
     python benchmarks/lora_on_student.py FOLDER_WITH_ADAPTERS_OF_THE_STUDENT [--student four]
 
-Writes lora-on-student.md, .json and .png to --out.
+    fewstep distill emoji-128/continue --run CONTINUED/gold
+    python benchmarks/lora_on_student.py FOLDER --student one --continued "a discriminator=CONTINUED" \
+        --name continue-student
+
+Writes NAME.md, .json and .png to --out.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from fewstep.data.style_sets import load_sets
 from fewstep.engine.engine import Engine
 from fewstep.errors import UsageError
 from fewstep.evaluation import plots
+from fewstep.evaluation.trained import STUDENT
 
 NAME = "lora-on-student"
 DRAWINGS = "styled drawings of the same objects"
@@ -48,6 +53,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("adapters", type=Path, nargs="?", help="adapters trained on the student, by style")
     parser.add_argument("--of-base", type=Path, default=ROOT / "weights" / "emoji-128-styles")
     parser.add_argument("--student", default="four")
+    parser.add_argument(
+        "--continued", action="append", default=[], metavar="HOW=FOLDER",
+        help="runs of fewstep distill that began at the student, FOLDER/STYLE each",
+    )  # fmt: skip
+    parser.add_argument("--name", default=NAME, help="of the files")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     add_arguments(parser, NAME)
     return parser.parse_args()
@@ -62,6 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     labels = list(sets.held_out)[: arguments.objects]
     if not styles or arguments.show not in labels or arguments.seeds < 1:
         raise UsageError(f"{arguments.adapters}: no STYLE.safetensors, or --show is none of {labels}")
+    continued = dict(text.split("=", 1) for text in arguments.continued)
     judges = open_judges(arguments, sets)
     engine = Engine(arguments.model, arguments.engine, threads=arguments.threads)
     steps = engine.info.student(arguments.student).contract.num_inference_steps
@@ -80,6 +91,11 @@ def run(arguments: argparse.Namespace) -> None:
                 ),
                 f"{few}, no adapter": Way(engine=engine, student=arguments.student),
             }
+            own_engines = []
+            for how, folder in continued.items():
+                other = Engine(Path(folder) / style / STUDENT, "torch", threads=arguments.threads)
+                own_engines.append(other)
+                ways[f"{few}, trained on by {how}"] = Way(engine=other, steps=steps)
             found: dict[str, Hits] = {}
             tiles: list[plots.Tile | None] = []
             for name, way in ways.items():
@@ -87,6 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
                 found[name] = judged(pictures, labels, style, judges, arguments)
                 tiles.append(plots.Tile(pictures[at], f"{style}: {name}"))
             found[DRAWINGS], _ = of_drawings(labels, style, judges, arguments)
+            for other in own_engines:
+                other.close()
             rows[style] = found
             grid.append(tiles)
     weights = {"model": engine.info.hash, "student": engine.info.student(arguments.student).hash}
@@ -102,7 +120,7 @@ def write(
 ) -> None:
     command = running.command()
     lines = [
-        "# A style adapter for a student: trained on the base, or on the student",
+        "# A style for a student: an adapter of the base, one of its own, or trained on",
         "",
         "Objects that no adapter was trained on; captions `<object>, <style> style`. Style right: by the",
         "judge `fewstep.evaluation.stylejudge`; concept: by the evaluator, which has not seen the styles. In",
@@ -119,15 +137,16 @@ def write(
             lines.append(f"| {style} | {name} | {len(hits.labels)} | {said} |")
             figures = {what: tuple(share) for what, share in shares.items()}
             content.append({"style": style, "drawn_by": name, "n": len(hits.labels), **figures})
-    lines += ["", f"![{arguments.show} in the same ways]({NAME}.png)", ""]
+    lines += ["", f"![{arguments.show} in the same ways]({arguments.name}.png)", ""]
     lines += [line for note in arguments.note for line in (note, "")]
     text = "\n".join([*lines, f"`{command}`", ""])
     out = arguments.out
-    atomic.write_text(out / f"{NAME}.md", text)
+    atomic.write_text(out / f"{arguments.name}.md", text)
     atomic.write_text(
-        out / f"{NAME}.json", json.dumps({"command": command, **weights, "rows": content}, indent=1) + "\n"
+        out / f"{arguments.name}.json",
+        json.dumps({"command": command, **weights, "rows": content}, indent=1) + "\n",
     )
-    save_grid(grid, out / f"{NAME}.png", f"{arguments.show}, seed {arguments.seed}")
+    save_grid(grid, out / f"{arguments.name}.png", f"{arguments.show}, seed {arguments.seed}")
     print(text)
 
 

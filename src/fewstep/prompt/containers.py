@@ -35,6 +35,7 @@ _USER_COMMENT = 0x9286
 _MAKER_NOTE = 0x927C
 _UNICODE = b"UNICODE\0"
 _MAKER = b"fewstep\0"
+_PNG_LEVEL = 4  # half the time of zlib's 6 for pictures 4 to 7% larger
 _MAX_SIDE: dict[Format, int] = {"png": 2**31 - 1, "jpg": 65_535, "webp": 16_383}
 # One JPEG segment holds 65,533 bytes; the same bound for WebP keeps the two interchangeable.
 _MAX_EXIF = 65_000
@@ -91,7 +92,7 @@ def encode(
             chunks.add_text("fewstep", text)
         for name, section in (sections or {}).items():
             chunks.add_text(name, section.replace("\0", ""))
-        image.save(buffer, "PNG", pnginfo=chunks)
+        image.save(buffer, "PNG", pnginfo=chunks, compress_level=_PNG_LEVEL)
     else:
         exif = _exif(parameters, text)
         image.save(buffer, "JPEG" if image_format == "jpg" else "WEBP", quality=quality, exif=exif)

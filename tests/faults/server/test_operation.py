@@ -33,8 +33,9 @@ def together(clients: int, work: Callable[[int], Any]) -> list[threading.Thread]
 def test_o10_o12_a_server_starts_and_drains(tmp_path: Path) -> None:
     answers: dict[int, httpx.Response] = {}
     with server(tmp_path, "--queue", "9", warm=False) as made:
-        # O12: alive at once, ready when the first picture was drawn.
+        # O12: alive at once, ready when the first picture was drawn and not when the model is open.
         assert made.get("/healthz").status_code == 200
+        until(lambda: made.get("/sdapi/v1/sd-models").status_code == 200, LONG)
         refused = made.get("/readyz")
         assert refused.status_code == 503 and refused.headers["Retry-After"]
         made.gate.with_suffix(".warm").touch()

@@ -104,7 +104,12 @@ def test_o13_another_model_while_orders_wait(server: Served, monkeypatch: pytest
         until(lambda: job(server, jobs[0])["state"] == "running")
         swapped = httpx.post(f"{server.url}/sdapi/v1/options", json={"sd_model_checkpoint": "second"})
         assert swapped.status_code in (200, 404)  # it has no files, so it may not be listed there
+        unloading = threading.Thread(target=pool.unload)
+        unloading.start()
+        unloading.join(0.2)
+        assert unloading.is_alive()  # it waits for the order that is being drawn
         assert job(server, jobs[0])["state"] == "running"
+    unloading.join(60)
     assert [pixels(server, one) for one in jobs] == [alone[name] for name in names]
     # What cannot be loaded fails its own order, and the model before goes on.
     failed = ended(server, order(server, seed=1, model="broken"))

@@ -318,6 +318,19 @@ def test_h08_redirects_to_public_hosts_are_followed_a_few_times(listen: Callable
     assert listener.count == 2 + 1 + urls.MAX_REDIRECTS
 
 
+def test_h08_https_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def redirected(url: str, *_: object) -> str:
+        asked.append(url)
+        return "http://pictures.test/b"
+
+    monkeypatch.setattr(urls, "_get", redirected)
+    with pytest.raises(UsageError) as refused:
+        urls.fetch("https://pictures.test/a", "image", LIMITS, seconds=5.0)
+    assert str(refused.value) == ONE_MESSAGE and asked == ["https://pictures.test/a"]
+
+
 def test_h08_no_proxy_of_the_environment(
     listen: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,14 @@ def test_h10_damage_is_one_clear_line(name: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_h10_a_whole_picture_of_too_many_chunks() -> None:
+    """Nothing else is wrong with it, so nothing else refuses it."""
+    good, head = saved(NOISE), 8 + 25
+    assert decode(good).shape
+    with pytest.raises(DataError, match="too many small parts"):
+        decode(good[:head] + chunk(b"aaAa", b"") * 200_000 + good[head:])
+
+
 def test_h10_memory_stays_small() -> None:
     """All of the above in a process that may not take more than 400 MB beyond its libraries."""
     program = textwrap.dedent(
