@@ -107,7 +107,7 @@ def test_o13_another_model_while_orders_wait(server: Served, monkeypatch: pytest
         unloading = threading.Thread(target=pool.unload)
         unloading.start()
         unloading.join(0.2)
-        assert unloading.is_alive()  # it waits for the order that is being drawn
+        assert unloading.is_alive() and pool.loaded() == "fake"  # it waits for the order that is being drawn
         assert job(server, jobs[0])["state"] == "running"
     unloading.join(60)
     assert [pixels(server, one) for one in jobs] == [alone[name] for name in names]
