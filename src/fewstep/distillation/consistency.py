@@ -26,7 +26,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.timesteps import make_grid
 from fewstep.distillation import losses, targets
 from fewstep.distillation.method import Context, Terms, indices, normal
-from fewstep.distillation.progressive import few_steps, picked
+from fewstep.distillation.progressive import few_steps, picked, weight
 from fewstep.distillation.sections import LcmMethod
 from fewstep.models.conditions import Conditions
 from fewstep.training.task import Role
@@ -73,7 +73,8 @@ class Lcm:
         with torch.no_grad():
             there = self._at(context, x_s, s, told)
         error = self.distance(here, there)
-        return error, {"error": error.detach()}
+        weights = torch.from_numpy(weight(self.section.weighting, t, context.schedule)).to(error)
+        return weights * error, {"error": error.detach()}
 
     def critic_loss(self, role: str, context: Context) -> tuple[Tensor, Terms]:
         """There is none."""

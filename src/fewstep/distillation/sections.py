@@ -216,6 +216,9 @@ class LcmMethod(_MethodSection):
     distance: Distance = "huber"
     huber_c: Positive = 1e-3
     boundary_scaling: NonNegative = 10.0
+    weighting: Literal["unit", "truncated_snr", "snr_plus_one"] = "unit"
+    """Of the points. ``unit`` is the paper's. At little noise the network's output hardly moves x0, so that
+    these points, where data come in, hardly learn; ``snr_plus_one`` counts the error of v instead."""
 
 
 class FlashPhase(Section):
