@@ -55,7 +55,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--student", default="four")
     parser.add_argument(
         "--continued", action="append", default=[], metavar="HOW=FOLDER",
-        help="runs of fewstep distill that began at the student, FOLDER/STYLE each",
+        help="runs of fewstep distill that began at the student, FOLDER/STYLE of some styles",
     )  # fmt: skip
     parser.add_argument("--name", default=NAME, help="of the files")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
@@ -93,6 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
             }
             own_engines = []
             for how, folder in continued.items():
+                if not (Path(folder) / style / STUDENT).is_dir():
+                    continue
                 other = Engine(Path(folder) / style / STUDENT, "torch", threads=arguments.threads)
                 own_engines.append(other)
                 ways[f"{few}, trained on by {how}"] = Way(engine=other, steps=steps)

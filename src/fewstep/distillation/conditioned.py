@@ -1,7 +1,7 @@
 """Conditions beside the text: arrays on disk, a row for each sample, and whether a teacher takes them.
 
-A folder holds any of ``pooled.npy`` (N, P), ``time_ids.npy`` (N, 6), ``classes.npy`` (N,), ``concat.npy``
-(N, C, h, w), ``mid_residual.npy`` (N, C, h, w), and ``residuals.0.npy``, ``residuals.1.npy`` ... or
+A folder holds any of ``pooled.npy`` (N, P), ``time_ids.npy`` (N, 6), ``classes.npy`` (N,), ``concat.npy`` (N,
+C, h, w), ``mid_residual.npy`` (N, C, h, w), and ``residuals.0.npy``, ``residuals.1.npy`` ... or
 ``adapter_residuals.0.npy`` ..., each (N, C, h, w); `fewstep.models.conditions` says what they mean. The names
 are also the keys of a sample.
 """

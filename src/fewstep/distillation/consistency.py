@@ -1,12 +1,9 @@
 """Consistency distillation in latent space: LCM (Luo 2023, 2310.04378) and LCM-LoRA (Luo 2023, 2311.05556).
 
 On a grid of N times the student's consistency function at (x_t, t) must agree with itself at the place that
-one
-guided DDIM step of the teacher reaches. Departures: the target is the student of this moment without
-gradient, as the
-LCM-LoRA and PCM scripts have it, not an average with its own decay; at the terminal time the input is pure
-noise
-(`fewstep.distillation.targets.noised`), where the scripts leave a trace of the data.
+one guided DDIM step of the teacher reaches. Departures: the target is the student of this moment without
+gradient, as the LCM-LoRA and PCM scripts have it, not an average with its own decay; at the terminal time the
+input is pure noise (`fewstep.distillation.targets.noised`), where the scripts leave a trace of the data.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """Improved distribution matching distillation: Yin 2024 (DMD2, 2405.14867), after Yin 2023 (DMD, 2311.18828).
 
 The student's samples are pushed along the difference of two scores: that of the guided teacher, and that of
-the
-student's own distribution, which the fake score learns all the time (it takes a step in every batch, the
-student in
-every few: two time scales). A GAN on the fake score's features keeps the samples near real data. With
-`simulate` the
-student is trained on inputs that it will meet: what it makes itself of its own earlier steps.
+the student's own distribution, which the fake score learns all the time (it takes a step in every batch, the
+student in every few: two time scales). A GAN on the fake score's features keeps the samples near real data.
+With `simulate` the student is trained on inputs that it will meet: what it makes itself of its own earlier
+steps.
 
 Written from the papers and from a description of the published settings. Departures: the discriminator's
-gradient
-into the fake score's body is scaled by `critic_weight` as theirs, but both share one optimiser with one
-learning
-rate; the matching runs in float32, not float64.
+gradient into the fake score's body is scaled by `critic_weight` as theirs, but both share one optimiser with
+one learning rate; the matching runs in float32, not float64.
 """
 
 from __future__ import annotations

@@ -1,18 +1,13 @@
 """Flash Diffusion: Chadebec 2024 (2406.02347).
 
 One start index for the whole batch is drawn from a mixture that moves to pure noise in phases. The student
-does in
-one call what the teacher does in all its remaining steps; three terms are added, with weights by phase: the
-distance
-to the teacher's result, distribution matching, and a GAN on features of the frozen teacher. Written from the
-paper
-and from a description of its configurations.
+does in one call what the teacher does in all its remaining steps; three terms are added, with weights by
+phase: the distance to the teacher's result, distribution matching, and a GAN on features of the frozen
+teacher. Written from the paper and from a description of its configurations.
 
 Departures: the teacher's result is computed once per batch and serves the student and the discriminator;
-phases
-are counted in optimiser steps, whatever the number of optimisers; distribution matching takes the x0 form
-for flows
-too; the fake score may be trained (`critic`) where the paper uses the student itself.
+phases are counted in optimiser steps, whatever the number of optimisers; distribution matching takes the x0
+form for flows too; the fake score may be trained (`critic`) where the paper uses the student itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """SDXL-Lightning: progressive adversarial distillation (Lin 2024, 2402.13929).
 
 Written from the paper; its training code was never published. A stage's student does in one step what its
-teacher
-does in n. The first stage asks for that by a distance, with guidance; later ones by a discriminator:
+teacher does in n. The first stage asks for that by a distance, with guidance; later ones by a discriminator:
 
 - `conditional`: D(x_t, x_s) sees where the jump began, so the student must keep the teacher's flow (section
   3.2).

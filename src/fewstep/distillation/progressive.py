@@ -1,12 +1,10 @@
 """Progressive distillation: Salimans and Ho 2022 (2202.00512), algorithm 2.
 
 The student learns to do in one DDIM step what the teacher does in two (or n). Its target is the x0 that such
-a step
-would have needed, with a weight that does not vanish at low SNR.
+a step would have needed, with a weight that does not vanish at low SNR.
 
 Departures: guidance may be applied in any stage (the authors' follow-up, Meng 2023, distils it first); n may
-be more
-than 2.
+be more than 2.
 """
 
 from __future__ import annotations

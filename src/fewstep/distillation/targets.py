@@ -1,8 +1,7 @@
 """Where a student should land: noising, jumps, and what the teacher does between two times.
 
 Everything here is differentiable and free of state; times are host arrays of shape (B,), one per sample, so
-that
-one batch holds many places of a trajectory.
+that one batch holds many places of a trajectory.
 """
 
 from __future__ import annotations

@@ -148,6 +148,22 @@ def test_defining_term_of_lcm() -> None:
     assert float(slope.grad) == pytest.approx(float((2.0 * (here - there) * here / 0.7).mean(1).sum()))
 
 
+def test_lcm_weighted_by_noise_counts_the_error_of_v() -> None:
+    """By hand: v's error is x0's over sigma."""
+    student = tiny.Told(lambda x, t, _: 0.7 * x * (1.0 + torch.from_numpy(t / 999.0)[:, None]), SCHEDULE)
+    points, found = np.arange(6) % 4, {}
+    for weighting in ("unit", "snr_plus_one"):
+        section = sections.LcmMethod(
+            method="lcm", num_steps=4, guidance=(1.0, 1.0), distance="l2", weighting=weighting
+        )
+        method = Lcm(section, SCHEDULE)
+        told = tiny.context(method, X0, student, ONE, point=points.astype(np.float64))
+        found[weighting] = method.student_loss(told)[0].numpy()
+    sigma = np.asarray(SCHEDULE.sigma(method.grid[points]))
+    assert sigma.min() < 0.9
+    np.testing.assert_allclose(found["snr_plus_one"], found["unit"] / sigma**2, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("step", "start"), [(0, 2), (4, 2), (5, 0), (100, 0)])
 def test_defining_term_of_flash(step: int, start: int) -> None:
     """The end of the teacher's whole way from a start that the phase chooses."""
