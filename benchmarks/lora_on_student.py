@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     with stages(quiet=False) as report:
         for style in styles:
             base, own = (adapter_of(folder, style) for folder in (arguments.of_base, arguments.adapters))
-            few = f"student {arguments.student}, {steps} steps"
+            few = f"student {arguments.student}, {steps} step{'s'[: steps > 1]}"
             ways = {
                 "teacher, the base's adapter": Way(engine=engine, adapter=base),
                 f"{few}, the base's adapter": Way(engine=engine, student=arguments.student, adapter=base),
