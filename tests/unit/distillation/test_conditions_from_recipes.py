@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from fewstep.data.latent_cache import build_cache
-from fewstep.distillation import build, conditioned, origins, run
+from fewstep.distillation import conditioned, origins, run
 from fewstep.distillation.previews import GridHooks
 from fewstep.distillation.products import finish
 from fewstep.distillation.sections import DistillationRecipe
@@ -22,6 +22,7 @@ from fewstep.errors import DataError, RecipeError, RunError
 from fewstep.models import load
 from fewstep.models.components import Components
 from fewstep.training import trainer
+from fewstep.training.datasets import open_dataset
 from fewstep.training.recipe import parse_as
 
 SIDE = 8
@@ -195,7 +196,7 @@ def test_masks_beside_mirrored_latents_are_refused(project: Path) -> None:
         origins.open_base(recipe_of(project, data=data))
     (project / "told" / "concat.npy").unlink()
     np.save(project / "told" / "classes.npy", np.zeros(6, np.uint8))
-    base = conditioned.Conditioned(build.open_dataset(recipe_of(project, data=data).data), project / "told")
+    base = conditioned.Conditioned(open_dataset(recipe_of(project, data=data).data), project / "told")
     assert base.batch(np.array([1]), np.random.default_rng(0))["classes"].dtype == np.int64
 
 

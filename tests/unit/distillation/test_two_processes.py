@@ -182,7 +182,7 @@ def test_check_24_two_gloo_processes_equal_one_with_twice_the_batch(
         unet = ConditionedUNet(copy.deepcopy(tiny_components.denoiser))
         return tiny.base(unet, Latents(), native_sizes=((16, 16),))
 
-    monkeypatch.setattr(build, "open_base", opened)
+    monkeypatch.setattr(origins, "open_base", opened)
     cases = UNETS if network == "unet" else POINTS
     notes: list[Any] = []
     noted(monkeypatch, notes.append)
