@@ -29,10 +29,21 @@ from __future__ import annotations
 
 
 class FewstepError(Exception):
-    """Base of all errors raised on purpose. Never raised itself."""
+    """Base of all errors raised on purpose. Never raised itself.
+
+    Args:
+        args: the message.
+        field: the setting of a request that is to blame, by its name in `fewstep.engine.request.resolve`.
+    """
 
     exit_code = 1
     http_status = 500
+    field: str | None = None
+
+    def __init__(self, *args: object, field: str | None = None) -> None:
+        super().__init__(*args)
+        if field is not None:
+            self.field = field
 
 
 class UsageError(FewstepError, ValueError):

@@ -108,7 +108,8 @@ class Catalogue:
         there = ", ".join(names[:_SHOWN]) or "none"
         raise UsageError(
             f"adapter {name!r:.100}: not found; there are: {there}{more} (name more folders with --loras-dir "
-            "or FEWSTEP_LORAS)"
+            "or FEWSTEP_LORAS)",
+            field="adapters",
         )
 
 
@@ -128,7 +129,9 @@ def choose(
     if not uses:
         return (), None, ()
     if len(uses) > MAX_ADAPTERS:
-        raise UsageError(f"{len(uses)} adapters: at most {MAX_ADAPTERS} are taken, leave some out")
+        raise UsageError(
+            f"{len(uses)} adapters: at most {MAX_ADAPTERS} are taken, leave some out", field="adapters"
+        )
     catalogue = info.adapters or Catalogue()
     chosen: dict[str, Chosen] = {}
     contracts: dict[str, SamplingContract] = {}
@@ -150,7 +153,9 @@ def choose(
         )
     if len(contracts) > 1:
         both = " and ".join(repr(name) for name in contracts)
-        raise UsageError(f"adapters {both} each say how to draw in few steps: give one of them")
+        raise UsageError(
+            f"adapters {both} each say how to draw in few steps: give one of them", field="adapters"
+        )
     return tuple(chosen.values()), next(iter(contracts.values()), None), tuple(warnings)
 
 

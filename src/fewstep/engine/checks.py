@@ -31,29 +31,34 @@ def check_text(name: str, value: str) -> None:
 
 def check_whole(name: str, value: int, low: int, high: int, flag: str) -> None:
     """Refuse what is no whole number from low to high; ``flag`` is the option that the message names."""
+    field = "num_inference_steps" if name == "steps" else name
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise UsageError(f"{name} is {value!r}: give {flag} a whole number")
+        raise UsageError(f"{name} is {value!r}: give {flag} a whole number", field=field)
     if value < low:
         need = "at least one step is needed, " if name == "steps" else ""
-        raise UsageError(f"{name} is {value}: {need}give {flag} {low} or more")
+        raise UsageError(f"{name} is {value}: {need}give {flag} {low} or more", field=field)
     if value > high:
-        raise UsageError(f"{name} is {value}: give {flag} at most {high}")
+        raise UsageError(f"{name} is {value}: give {flag} at most {high}", field=field)
 
 
 def guidance(contract: SamplingContract, scale: float | None, rescale: float | None) -> tuple[float, float]:
     """Guidance scale and rescale, each checked or the contract's."""
     value = contract.guidance_scale if scale is None else float(scale)
     if not math.isfinite(value):
-        raise UsageError(f"guidance is {value}: give --guidance a finite number, 1 for no guidance")
+        text = f"guidance is {value}: give --guidance a finite number, 1 for no guidance"
+        raise UsageError(text, field="guidance_scale")
     if contract.guidance == "off" and value != 1.0:
-        raise UsageError(f"guidance is {value:g}: this model draws without, leave --guidance out")
+        text = f"guidance is {value:g}: this model draws without, leave --guidance out"
+        raise UsageError(text, field="guidance_scale")
     low, high = contract.guidance_range or (1.0, MAX_GUIDANCE)
     # Without guidance at all is always possible: it is one evaluation instead of two.
     if value != 1.0 and not low <= value <= high:
-        raise UsageError(f"guidance is {value:g}: give --guidance from {low:g} to {high:g}")
+        text = f"guidance is {value:g}: give --guidance from {low:g} to {high:g}"
+        raise UsageError(text, field="guidance_scale")
     again = contract.guidance_rescale if rescale is None else float(rescale)
     if not 0.0 <= again <= 1.0:
-        raise UsageError(f"guidance rescale is {again}: give --guidance-rescale a number from 0 to 1")
+        text = f"guidance rescale is {again}: give --guidance-rescale a number from 0 to 1"
+        raise UsageError(text, field="guidance_rescale")
     return value, again
 
 
@@ -71,9 +76,10 @@ def size(info: ModelInfo, width: int | None, height: int | None, image: Image | 
     low = 4 * step
     for name, value in zip(("width", "height"), chosen, strict=True):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value % step:
-            raise UsageError(f"{name} is {value}: give --size in multiples of {step} pixels")
+            raise UsageError(f"{name} is {value}: give --size in multiples of {step} pixels", field=name)
         if not low <= value <= info.max_size:
-            raise UsageError(f"{name} is {value}: give --size from {low} to {info.max_size} pixels")
+            text = f"{name} is {value}: give --size from {low} to {info.max_size} pixels"
+            raise UsageError(text, field=name)
     return int(chosen[0]), int(chosen[1])
 
 
@@ -102,14 +108,16 @@ def check_image(image: Image | None, mask: Mask | None) -> None:
     if mask is None:
         return
     if image is None:
-        raise UsageError("mask is given without an image: give --image, or leave --mask out")
+        raise UsageError("mask is given without an image: give --image, or leave --mask out", field="image")
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise UsageError(f"mask has shape {mask.shape}, {mask.dtype}: give 8-bit grey pixels (H, W)")
     if mask.shape != image.shape[:2]:
         sizes = [f"{shape[1]}x{shape[0]}" for shape in (mask.shape, image.shape)]
-        raise UsageError(f"mask is {sizes[0]} and image is {sizes[1]}: give both in the same size")
+        text = f"mask is {sizes[0]} and image is {sizes[1]}: give both in the same size"
+        raise UsageError(text, field="mask")
     if not mask.any():
-        raise UsageError("mask is black everywhere, so nothing would be drawn: paint white what may change")
+        text = "mask is black everywhere, so nothing would be drawn: paint white what may change"
+        raise UsageError(text, field="mask")
 
 
 def check_inputs(info: ModelInfo, image: Image | None, mask: Mask | None, strength: float | None) -> None:
@@ -117,13 +125,15 @@ def check_inputs(info: ModelInfo, image: Image | None, mask: Mask | None, streng
     if info.inputs != "instruct":
         return
     if image is None:
-        raise UsageError(f"model {info.name} changes a picture by an instruction: give --image")
+        text = f"model {info.name} changes a picture by an instruction: give --image"
+        raise UsageError(text, field="image")
     if mask is not None:
-        raise UsageError(f"model {info.name} changes the whole picture: leave --mask out")
+        raise UsageError(f"model {info.name} changes the whole picture: leave --mask out", field="mask")
     if strength is not None and strength != 1.0:
         raise UsageError(
             f"strength is {strength}: model {info.name} is shown the picture beside the noise; leave "
-            "--strength out, and say with --image-guidance how much of it should stay"
+            "--strength out, and say with --image-guidance how much of it should stay",
+            field="strength",
         )
 
 
@@ -133,12 +143,14 @@ def image_guidance(info: ModelInfo, scale: float | None) -> float:
         if scale is not None and scale != 1.0:
             raise UsageError(
                 f"image guidance is {scale}: model {info.name} takes no instructions, leave "
-                "--image-guidance out"
+                "--image-guidance out",
+                field="image_guidance_scale",
             )
         return 1.0
     value = IMAGE_GUIDANCE if scale is None else float(scale)
     if not 1.0 <= value <= MAX_GUIDANCE:  # also refuses NaN
-        raise UsageError(f"image guidance is {value}: give --image-guidance from 1 to {MAX_GUIDANCE:g}")
+        text = f"image guidance is {value}: give --image-guidance from 1 to {MAX_GUIDANCE:g}"
+        raise UsageError(text, field="image_guidance_scale")
     return value
 
 
@@ -160,7 +172,8 @@ def check_classes(info: ModelInfo, texts: Iterable[tuple[str, bool]]) -> None:
             what = "no class" if plain else "more than a class: weights and BREAK have no meaning"
             raise UsageError(
                 f"prompt is {text!r:.100}: {what}; model {info.name} draws classes and reads no text, give a "
-                f"number from 0 to {count - 1}{some}"
+                f"number from 0 to {count - 1}{some}",
+                field="prompt",
             )
 
 
@@ -171,6 +184,8 @@ def check_clip_skip(info: ModelInfo, value: int) -> None:
         return
     if info.max_clip_skip == 0:
         raise UsageError(
-            f"clip skip is {value}: model {info.name} has no layers to skip, leave --clip-skip out"
+            f"clip skip is {value}: model {info.name} has no layers to skip, leave --clip-skip out",
+            field="clip_skip",
         )
-    raise UsageError(f"clip skip is {value}: give --clip-skip from 0 to {info.max_clip_skip}")
+    text = f"clip skip is {value}: give --clip-skip from 0 to {info.max_clip_skip}"
+    raise UsageError(text, field="clip_skip")

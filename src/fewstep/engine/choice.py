@@ -63,26 +63,30 @@ def check_fits(
         counts = ", ".join(map(str, allowed))
         raise UsageError(
             f"steps is {num_inference_steps}: student {name!r} was made for {counts}, give one of these, or "
-            "--student none for the base model"
+            "--student none for the base model",
+            field="num_inference_steps",
         )
-    for label, flag, value, own in (
-        ("guidance", "--guidance", guidance_scale, 1.0),
-        ("guidance rescale", "--guidance-rescale", guidance_rescale, 0.0),
+    for label, field, flag, value, own in (
+        ("guidance", "guidance_scale", "--guidance", guidance_scale, 1.0),
+        ("guidance rescale", "guidance_rescale", "--guidance-rescale", guidance_rescale, 0.0),
     ):
         if value is not None and value != own:
             raise UsageError(
                 f"{label} is {value:g}: student {name!r} draws without guidance, leave {flag} out, or give "
-                "--student none for the base model"
+                "--student none for the base model",
+                field=field,
             )
     if solver is not None and solver != contract.solver:
         raise UsageError(
             f"solver is {solver!r}: student {name!r} is drawn with {contract.solver}, leave --solver out, or "
-            "give --student none for the base model"
+            "give --student none for the base model",
+            field="solver",
         )
     if eta is not None and eta != contract.eta:
         raise UsageError(
             f"eta is {eta}: student {name!r} is drawn with its own settings, leave eta out, or take the base "
-            "model (--student none)"
+            "model (--student none)",
+            field="eta",
         )
 
 

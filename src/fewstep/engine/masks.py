@@ -104,7 +104,8 @@ def resolve(
     }
     for name, (given, flag) in wanted.items():
         if given and not masked:
-            raise UsageError(f"{name} is asked for without a mask: give --mask, or leave {flag} out")
+            text = f"{name} is asked for without a mask: give --mask, or leave {flag} out"
+            raise UsageError(text, field="mask")
     if padding is not None and not only_masked:
         raise UsageError(f"padding is {padding}: it is for --only-masked; give that too, or leave it out")
     if content is not None and content not in CONTENTS:

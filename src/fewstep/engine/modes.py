@@ -74,16 +74,19 @@ def take_in(
     )  # fmt: skip
     if inverted:
         if mask is None:
-            raise UsageError("an inverted mask is asked for without a mask: give --mask")
+            raise UsageError("an inverted mask is asked for without a mask: give --mask", field="mask")
         mask = np.asarray(255 - mask, dtype=np.uint8)
         if not mask.any():
-            raise UsageError("mask is white everywhere, so inverted nothing would be drawn: paint some black")
+            text = "mask is white everywhere, so inverted nothing would be drawn: paint some black"
+            raise UsageError(text, field="mask")
     if extended is None:
         return Taken(image=image, mask=mask, masking=masking, chosen=content is not None)
     if image is None:
-        raise UsageError("outpaint is asked for without an image: give --image, or leave --outpaint out")
+        text = "outpaint is asked for without an image: give --image, or leave --outpaint out"
+        raise UsageError(text, field="image")
     if info.inputs == "instruct":
-        raise UsageError(f"model {info.name} changes a picture as it is: leave --outpaint out")
+        text = f"model {info.name} changes a picture as it is: leave --outpaint out"
+        raise UsageError(text, field="outpaint")
     if blur:
         raise UsageError(
             f"mask blur is {blur} with outpaint, whose edges blend as they are: leave --mask-blur out"
@@ -140,7 +143,8 @@ def size(info: ModelInfo, width: int | None, height: int | None, taken: Taken) -
     if max(tall, wide) > info.max_size:
         raise UsageError(
             f"the canvas is {wide}x{tall} and this model draws at most {info.max_size} pixels a side: "
-            "extend by less, shrink --image, or give --only-masked"
+            "extend by less, shrink --image, or give --only-masked",
+            field="outpaint",
         )
     return checks.size(info, wide, tall, None)
 

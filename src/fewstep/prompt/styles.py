@@ -137,7 +137,8 @@ def _merged(style: str, prompt: str, name: str) -> str:
     added = len(", ") + len(prompt) if times == 0 else times * (len(prompt) - len(PLACEHOLDER))
     if len(style) + added > MAX_CHARACTERS:
         raise UsageError(
-            f"style {name!r} makes the prompt longer than {MAX_CHARACTERS} characters: leave it out"
+            f"style {name!r} makes the prompt longer than {MAX_CHARACTERS} characters: leave it out",
+            field="styles",
         )
     if times:
         return style.replace(PLACEHOLDER, prompt)

@@ -5,7 +5,7 @@ path                   body
 =====================  ===================================================================
 ``/sdapi/``            ``{"error": class, "detail": text, "body": "", "errors": text}``
 ``/v1/``               ``{"error": {"message", "type", "param", "code"}}``
-all others             ``{"error": {"code", "message", "request_id"}}``
+all others             ``{"error": {"code", "message", "request_id"}}``, with ``field`` where one is to blame
 =====================  ===================================================================
 
 Every answer also carries its request's id as a header. Bodies say what the message of an error on purpose
@@ -15,13 +15,14 @@ with their trace.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 import re
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.exceptions import HTTPException
@@ -82,10 +83,12 @@ class Fault:
     """Class of the exception, for the WebUI's clients."""
     message: str
     param: str | None = None
-    """The field of the request that is to blame."""
+    """The field of the request that is to blame, as the OpenAI API calls it."""
+    field: str | None = None
+    """The field that is to blame, by our own names."""
     details: list[dict[str, Any]] | None = None
     """Of a request that does not follow the schema: where, why and of what kind, but not the value."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def install(app: FastAPI) -> None:
@@ -131,6 +134,8 @@ def answer(scope: Scope, error: BaseException) -> Response:
         headers["X-Should-Retry"] = "true" if "Retry-After" in headers else "false"
     else:
         body = {"error": {"code": fault.code, "message": message, "request_id": who.request_id}}
+        if fault.field is not None:
+            body["error"]["field"] = fault.field
     if fault.status in (204, 304):
         return Response(status_code=fault.status, headers=headers)
     # ASCII: a value out of a request may hold half a character, which UTF-8 has no bytes for.
@@ -155,7 +160,7 @@ def fault_of(error: BaseException) -> Fault:
             headers["WWW-Authenticate"] = 'Basic realm="fewstep", Bearer realm="fewstep"'
         return Fault(
             status=error.http_status, code=_code(error), name=name, message=str(error), headers=headers,
-            param=getattr(error, "param", None),
+            param=getattr(error, "param", None), field=error.field,
         )  # fmt: skip
     if isinstance(error, HTTPException):
         message = error.detail if isinstance(error.detail, str) else json.dumps(error.detail, default=str)
@@ -229,15 +234,25 @@ def _invalid(error: RequestValidationError | WebSocketRequestValidationError) ->
             status=400, code="malformed", name="RequestValidationError",
             message=f"the body is not JSON ({reason}); send a JSON object", details=details,
         )  # fmt: skip
-    where = [".".join(str(part) for part in one["loc"] if part not in _PLACES) for one in details]
+    where = [_place(one["loc"], getattr(error, "body", None)) for one in details]
     parts = [
         f"{name}: {one['msg']}" if name else str(one["msg"]) for name, one in zip(where, details, strict=True)
     ]
     more = f"; and {len(found) - len(details)} more" if len(found) > len(details) else ""
+    first = (where or [""])[0] or None
     return Fault(
-        status=422, code="invalid_value", name="RequestValidationError", param=(where or [""])[0] or None,
+        status=422, code="invalid_value", name="RequestValidationError", param=first, field=first,
         message="; ".join(parts) + more, details=details,
     )  # fmt: skip
 
 
 _PLACES: Final = ("body", "query", "path", "header", "cookie")
+
+
+def _place(loc: Sequence[Any], body: Any) -> str:
+    """The field that a place names, without the kind of body that pydantic chose by its ``kind``."""
+    parts = [part for part in loc if part not in _PLACES]
+    given = body if isinstance(body, Mapping) else {}
+    if len(parts) > 1 and parts[0] == given.get("kind", "generate") and parts[0] not in given:
+        del parts[0]
+    return ".".join(map(str, parts))

@@ -34,15 +34,17 @@ def checked(info: ModelInfo, order: Order, limits: Limits) -> GenerateRequest:
     settings = order.settings
     for what in ("prompt", "negative_prompt"):
         if len(settings.get(what) or "") > limits.max_prompt:
-            raise UsageError(f"{what} is longer than {limits.max_prompt} characters: shorten it")
+            text = f"{what} is longer than {limits.max_prompt} characters: shorten it"
+            raise UsageError(text, field=what)
     for what, most in (("n", limits.max_images), ("num_inference_steps", limits.max_steps)):
         value = settings.get(what)
         if value is not None and value > most:
-            raise UsageError(f"{what} is {value}: this server takes at most {most}")
+            raise UsageError(f"{what} is {value}: this server takes at most {most}", field=what)
     request = resolve(info, **settings)
     _check_work(request, limits)
     if len(request.adapters) > limits.max_adapters:
-        raise UsageError(f"{len(request.adapters)} adapters: this server takes at most {limits.max_adapters}")
+        text = f"{len(request.adapters)} adapters: this server takes at most {limits.max_adapters}"
+        raise UsageError(text, field="adapters")
     _check_output(request, order, limits)
     _check_upscaler(order)
     return request
@@ -55,7 +57,8 @@ def _check_work(request: GenerateRequest, limits: Limits) -> None:
     if work * request.n > limits.max_work:
         raise UsageError(
             f"{request.n} x {request.width}x{request.height} in {request.num_inference_steps} steps: "
-            f"this server takes at most {limits.max_work} pixels times steps; ask for fewer or smaller ones"
+            f"this server takes at most {limits.max_work} pixels times steps; ask for fewer or smaller ones",
+            field="n" if request.n > 1 and work <= limits.max_work else "width",
         )
 
 
@@ -70,7 +73,8 @@ def _check_output(request: GenerateRequest, order: Order, limits: Limits) -> Non
         pixels *= _LARGEST_UPSCALE
     if pixels > limits.max_output:
         raise UsageError(
-            f"a picture of {pixels} pixels: this server makes at most {limits.max_output}; ask for less"
+            f"a picture of {pixels} pixels: this server makes at most {limits.max_output}; ask for less",
+            field="width" if order.upscale is None else "upscale",
         )
 
 

@@ -322,7 +322,8 @@ def orders(draw: Draw, info: ModelInfo, pictures: dict[str, Image], *, owner: st
 
 def problem(error: FewstepError, id: Id | None, field: str | None = None) -> dict[str, Any]:
     """An error as a message."""
-    told: dict[str, Any] = {"code": faults.fault_of(error).code, "message": str(error), "field": field}
+    fault = faults.fault_of(error)
+    told: dict[str, Any] = {"code": fault.code, "message": str(error), "field": field or fault.field}
     if isinstance(error, QueueFull):
         told["retry_after"] = error.retry_after
     return {"type": "error", "id": id, "error": told}

@@ -209,4 +209,5 @@ class Pool:
             return registry.find_for(self._engine, name, extra=self._folders)
         except NotFoundError as error:
             there = ", ".join(entry.name for entry in self.models()) or "none"
-            raise NotFoundError(f"model {name!r:.100}: not found; there are: {there}") from error
+            text = f"model {name!r:.100}: not found; there are: {there}"
+            raise NotFoundError(text, field="model") from error

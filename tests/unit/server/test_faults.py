@@ -223,3 +223,23 @@ def test_redaction_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_secrets_leave_paths_in_the_log() -> None:
     trace = 'File "/a/b.py", line 3\n  raise ValueError("p@ss word/é")\n'
     assert Redactor(SETTINGS).secrets(trace) == 'File "/a/b.py", line 3\n  raise ValueError("***")\n'
+
+
+def test_the_field_that_is_to_blame_is_told_by_our_own_api_alone() -> None:
+    error = errors.UsageError("width is 100: give --size in multiples of 8 pixels", field="width")
+    told = {"code": "invalid_value", "message": str(error), "request_id": "0123", "field": "width"}
+    assert body("/api/v1/jobs", error)["error"] == told
+    assert body("/v1/images/generations", error)["error"]["param"] is None  # it has a field of another name
+    assert "field" not in body("/sdapi/v1/txt2img", error)
+    assert "field" not in body("/api/v1/jobs", errors.UsageError("x"))["error"]
+
+
+def test_the_kind_of_a_body_is_no_field() -> None:
+    """pydantic puts the branch that it took of a union into the place."""
+    one = {"loc": ("body", "generate", "width"), "msg": "too small", "type": "x"}
+    for given in ({"width": 3}, {"kind": "generate", "width": 3}):
+        fault = faults.fault_of(RequestValidationError([one], body=given))
+        assert (fault.field, fault.message) == ("width", "width: too small")
+    inner = {"loc": ("body", "upscale", "scale"), "msg": "too small", "type": "x"}
+    assert faults.fault_of(RequestValidationError([inner], body={"kind": "upscale"})).field == "scale"
+    assert faults.fault_of(RequestValidationError([inner], body={"upscale": {}})).field == "upscale.scale"

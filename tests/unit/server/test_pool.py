@@ -118,5 +118,6 @@ def test_a_bundle_is_drawn_by_the_folder_of_its_name_where_adapters_are_asked_fo
     assert pool.info(name).hash != pool.info("emoji-128").hash
     with pytest.raises(UsageError, match="needs PyTorch"):
         Pool(engine="openvino", folders=(weights,)).adaptable("emoji-128")
-    with pytest.raises(NotFoundError, match="not found"):
+    with pytest.raises(NotFoundError, match="not found") as told:
         pool.adaptable("nobody:pipeline")
+    assert told.value.field == "model"

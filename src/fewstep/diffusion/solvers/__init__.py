@@ -70,7 +70,7 @@ def get_solver(
     if name not in SOLVERS:
         near = difflib.get_close_matches(name, SOLVERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(SOLVERS)}"
-        raise UsageError(f"solver {name!r} is not known: {hint}")
+        raise UsageError(f"solver {name!r} is not known: {hint}", field="solver")
     solver = SOLVERS[name]
     given = {"eta": eta, "gamma": gamma, "boundary_scaling": boundary_scaling}
     for label, value in given.items():
@@ -78,9 +78,10 @@ def get_solver(
             continue
         owner, largest, build = _PARAMETERS[label]
         if not (math.isfinite(value) and 0.0 <= value <= largest):
-            raise UsageError(f"{label} is {value}: give a number from 0 to {largest:g}")
+            raise UsageError(f"{label} is {value}: give a number from 0 to {largest:g}", field=label)
         if name == owner:
             solver = build(value)
         elif value != 0.0:
-            raise UsageError(f"solver {name} has no {label}: leave it out, or use the solver {owner}")
+            text = f"solver {name} has no {label}: leave it out, or use the solver {owner}"
+            raise UsageError(text, field=label)
     return solver

@@ -61,7 +61,8 @@ class Solver:
             UsageError: the solver is not defined for this schedule.
         """
         if self.flow_only and not isinstance(schedule, FlowSchedule):
-            raise UsageError(f"solver {self.name} is for rectified-flow models: give --solver euler or ddim")
+            text = f"solver {self.name} is for rectified-flow models: give --solver euler or ddim"
+            raise UsageError(text, field="solver")
         return State(self.schedule(schedule))
 
 

@@ -227,7 +227,8 @@ class ModelInfo:
             if student.name == name:
                 return student
         there = ", ".join(student.name for student in self.students) or "none"
-        raise NotFoundError(f"student {name!r}: model {self.name} has no such student; there are: {there}")
+        text = f"student {name!r}: model {self.name} has no such student; there are: {there}"
+        raise NotFoundError(text, field="student")
 
     def sampling(self, student: str | None) -> SamplingContract:
         """The contract of a student, or of the model itself for None; raises as `student` does."""

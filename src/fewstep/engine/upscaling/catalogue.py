@@ -167,7 +167,7 @@ def resolve(name: str) -> str:
             return one.name
     near = get_close_matches(wanted, names(), n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"give one of {', '.join(names())}"
-    raise UsageError(f"upscaler {name!r} is not known: {hint}")
+    raise UsageError(f"upscaler {name!r} is not known: {hint}", field="upscale")
 
 
 def with_noise(name: str, noise: int) -> str:
@@ -198,7 +198,8 @@ def check_installed(upscaler: Upscaler) -> None:
     """
     if missing := _missing(upscaler):
         raise DependencyError(
-            f"upscaler {upscaler.name!r}: {' and '.join(missing)} not installed; install it with: {INSTALL}"
+            f"upscaler {upscaler.name!r}: {' and '.join(missing)} not installed; install it with: {INSTALL}",
+            field="upscale",
         )
 
 
@@ -211,7 +212,9 @@ def base_path(network: Network) -> Path:
     folder = models_folder(network.package)
     if folder is None:
         raise DependencyError(
-            f"network {network.name}: {_WHEELS[network.package]} is not installed; install it with: {INSTALL}"
+            f"network {network.name}: {_WHEELS[network.package]} is not installed; install it with: "
+            f"{INSTALL}",
+            field="upscale",
         )
     return folder / network.file
 

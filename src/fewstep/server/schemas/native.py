@@ -139,6 +139,7 @@ class ErrorView(BaseModel):
     code: str
     message: str
     request_id: str | None = None
+    field: str | None = Field(None, description="Of the request, that is to blame; left out where none is")
 
 
 class ErrorBody(BaseModel):
