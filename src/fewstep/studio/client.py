@@ -23,14 +23,16 @@ class ApiError(Exception):
 
     Args:
         message: its sentence, which says the reason and what to do.
-        code: its short name of the reason, such as ``queue_full``.
+        code: its short name of the reason, such as ``queue_full``; empty where it did not answer.
         status: of HTTP.
+        field: of the request, that is to blame; None where none is.
     """
 
-    def __init__(self, message: str, code: str = "", status: int = 500) -> None:
+    def __init__(self, message: str, code: str = "", status: int = 500, field: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.status = status
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Api:
             return answer
         try:
             told = answer.json()["error"]
-            raise ApiError(told["message"], told["code"], answer.status_code)
+            raise ApiError(told["message"], told["code"], answer.status_code, told.get("field"))
         except (ValueError, KeyError, TypeError):
             raise ApiError(f"the server answered {answer.status_code}", "", answer.status_code) from None
 

@@ -73,6 +73,13 @@ def stops(model: Mapping[str, Any]) -> list[Stop]:
     return [*found, _stop(TEACHER, contract["num_inference_steps"], contract)]
 
 
+def contract_of(model: Mapping[str, Any], student: str | None) -> dict[str, Any]:
+    """How a student, or the model itself, is sampled."""
+    named = (one for one in model["students"] if one["name"] == student)
+    found: dict[str, Any] = next((one["contract"] for one in named), model["contract"])
+    return found
+
+
 def usual(model: Mapping[str, Any]) -> Stop:
     """Where the dial stands at first: the most steps of a student, else the model itself."""
     found = stops(model)

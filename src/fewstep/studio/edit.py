@@ -12,8 +12,8 @@ from gradio import processing_utils
 
 from fewstep.engine import checks, masks
 from fewstep.engine.outpaint import Outpaint
-from fewstep.errors import FewstepError
-from fewstep.studio import painted
+from fewstep.errors import FewstepError, UsageError
+from fewstep.studio import markup, painted
 from fewstep.studio.client import Api, ApiError, api_of
 from fewstep.studio.frame import Frame, Target
 
@@ -51,7 +51,7 @@ class Edit:
 class _Wish:
     """The values of the form."""
 
-    picture: painted.Painted | None
+    picture: painted.Painted | painted.Unread | None
     strength: float
     content: str
     blur: float
@@ -72,10 +72,16 @@ class _Wish:
 
 
 def fields(*values: Any) -> dict[str, Any]:
-    """See `Edit`. What has no meaning beside the rest is left out: the server would refuse it."""
+    """See `Edit`. What has no meaning beside the rest is left out: the server would refuse it.
+
+    Raises:
+        UsageError: a picture that cannot be read.
+    """
     wish = _Wish(*values)
     if wish.picture is None:
         return {}
+    if isinstance(wish.picture, painted.Unread):
+        raise UsageError(wish.picture.why, field="image")
     found: dict[str, Any] = {**wish.picture.fields(), "width": None, "height": None}
     found["strength"] = round(float(wish.strength), 4)
     painted_on, extended = wish.picture.mask is not None, wish.extended
@@ -133,7 +139,8 @@ def build(frame: Frame) -> Edit:
         # Also told of pictures that are sent here, and these are the parent until another takes their place.
         *given, name = values
         wish = _Wish(*given)
-        same = wish.picture is not None and wish.parent and wish.picture.digest() == wish.parent[1]
+        picture = wish.picture if isinstance(wish.picture, painted.Painted) else None
+        same = picture is not None and wish.parent and picture.digest() == wish.parent[1]
         return *(await _look(words, wish, name, api_of(request))), wish.parent if same else None
 
     gr.on([editor.upload, editor.clear], arrived, [*inputs, model], [hint, preview, parent], **quiet)
@@ -169,14 +176,14 @@ def _editor(words: Words) -> gr.ImageEditor:
 
     editor.blob_storage = _Newest()
 
-    def read(payload: Any) -> painted.Painted | None:
+    def read(payload: Any) -> painted.Painted | painted.Unread | None:
         if payload is not None and payload.id is not None:
             # Gradio's editor sends its parts beforehand, and here only under which name.
             payload = editor.blob_storage.pop(payload.id, None)
         try:
             return painted.read(payload)
         except FewstepError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            return painted.Unread(str(error))  # said where it is used
 
     # Gradio's own would decode whatever is sent, of any size; of a subclass it would write an interface file
     # beside this module.
@@ -233,6 +240,8 @@ async def _look(words: Words, wish: _Wish, model: str | None, api: Api) -> tuple
     """What would be redrawn, said and shown."""
     if wish.picture is None:
         return "", gr.Image(visible=False)
+    if isinstance(wish.picture, painted.Unread):
+        return markup.text(wish.picture.why), gr.Image(visible=False)
     try:
         facts = await _model(api, model)
         shown = await asyncio.to_thread(
@@ -240,7 +249,7 @@ async def _look(words: Words, wish: _Wish, model: str | None, api: Api) -> tuple
             extended=wish.extended, step=facts["size_multiple"],
         )  # fmt: skip
     except (FewstepError, ApiError) as error:
-        raise gr.Error(str(error), print_exception=False) from None
+        return markup.text(error), gr.Image(visible=False)
     picture = gr.Image(visible=False) if shown.mask is None else gr.Image(shown.picture, visible=True)
     return _said(words, wish, shown, facts), picture
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import gradio as gr
 from gradio.context import Context
 
+from fewstep.errors import FewstepError
 from fewstep.server.schemas.live import Draw
 from fewstep.studio.client import ApiError, api_of
 from fewstep.studio.frame import Frame
@@ -44,7 +45,8 @@ def settings(body: Mapping[str, Any], shown: str | None) -> dict[str, Any]:
         shown: id in the history of the picture that is looked at.
 
     Returns:
-        ``order``, fields of a wish; ``wrap``, what stands before and after the typed words; ``shown``.
+        ``order``, fields of a wish; ``wrap``, what stands before and after the typed words; ``shown``. Of
+        a form that makes no order also ``message``, the reason, and ``field``.
     """
     order = {name: value for name, value in body.items() if name in Draw.model_fields.keys() - _OWN}
     before, mark, after = str(body.get("prompt", _MARK)).partition(_MARK)
@@ -65,7 +67,10 @@ def wire(frame: Frame) -> None:
     def told(shown: str | None, *values: Any) -> dict[str, Any]:
         marked = [*values]
         marked[place] = _MARK
-        return settings(form.body(*marked), shown)
+        try:
+            return settings(form.body(*marked), shown)
+        except FewstepError as error:
+            return {**settings({}, shown), "message": str(error), "field": error.field}
 
     assert Context.root_block is not None
     # The prompt is the island's own business: it hears every key, Python none.

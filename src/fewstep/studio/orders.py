@@ -34,6 +34,11 @@ FIELDS: Final = (
 )  # fmt: skip
 """Of the form. ``quality`` is the dial's stop, which sets student, steps, solver and guidance and is no part
 of the order itself; ``styles`` are names; ``adapters`` a list of {name, weight}; ``upscale`` a name."""
+OF_MODEL: Final = (
+    "student", "num_inference_steps", "solver", "guidance_scale", "guidance_rescale", "eta", "clip_skip",
+    "width", "height",
+)  # fmt: skip
+"""Those that are set anew when another model is chosen."""
 _WHOLE: Final = frozenset(
     {
         "num_inference_steps", "clip_skip", "seed", "n", "width", "height", "variation_seed",

@@ -57,6 +57,13 @@ class Painted:
         return images.open_image(self.data, name="image", max_pixels=MAX_PIXELS)
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What an editor holds, where it cannot be read."""
+
+    why: str
+
+
 def read(payload: Any) -> Painted | None:
     """What an editor holds, None without a picture. Only what was painted is decoded, within limits.
 

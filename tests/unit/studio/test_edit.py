@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import zlib
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from fewstep.engine.outpaint import Outpaint
-from fewstep.errors import DataError
+from fewstep.errors import DataError, UsageError
 from fewstep.server.schemas.native import GenerateBody
 from fewstep.studio import edit, painted
 from fewstep.studio.words import Words
@@ -54,6 +55,16 @@ def test_without_a_picture_there_are_no_fields() -> None:
     assert painted.read(None) is None
     assert painted.read(payload(None, stroke())) is None
     assert edit.fields(*values(None, left=8, content="fill")) == {}
+
+
+def test_a_picture_that_cannot_be_read_is_said_where_it_is_used() -> None:
+    unread = values(painted.Unread("paint: no picture <b>"))
+    with pytest.raises(UsageError, match="paint: no picture") as told:
+        edit.fields(*unread)
+    assert told.value.field == "image"
+    api: Any = None  # not asked
+    hint, _ = asyncio.run(edit._look(Words("en"), edit._Wish(*unread), None, api))
+    assert hint == "paint: no picture &lt;b&gt;"
 
 
 def test_a_stroke_is_a_white_mask_however_dense() -> None:

@@ -7,11 +7,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
+from fewstep.errors import UsageError
 from fewstep.server.schemas.work import EnlargeBody
 from fewstep.studio.tabs import extras, extras_results
 from fewstep.studio.words import Words
@@ -72,9 +72,9 @@ def test_where_the_picture_comes_from(tmp_path: Path) -> None:
     assert base64.b64decode(one["image"]) == b"a" and "images" not in one
     many = extras.order(WORDS, paths[0], paths, ID, FORM)
     assert [base64.b64decode(text) for text in many["files"]] == [b"a", b"b"] and "image" not in many
-    with pytest.raises(gr.Error, match="Choose a picture first"):
+    with pytest.raises(UsageError, match="Choose a picture first"):
         extras.order(WORDS, None, [], None, FORM)
-    with pytest.raises(gr.Error, match="65 pictures"):
+    with pytest.raises(UsageError, match="65 pictures"):
         extras.order(WORDS, None, paths[:1] * 65, None, FORM)
 
 
@@ -84,7 +84,7 @@ def test_files_that_no_request_could_hold_are_not_read(
     monkeypatch.setattr(extras, "MAX_BYTES", 1 << 20)
     path = tmp_path / "large.png"
     path.write_bytes(bytes((1 << 20) + 1))
-    with pytest.raises(gr.Error, match="2 MB; at most 1 MB"):
+    with pytest.raises(UsageError, match="2 MB; at most 1 MB"):
         extras.order(WORDS, str(path), [], None, FORM)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from typing import Any
 
 import pytest
 
 pytest.importorskip("gradio")
 
 from fewstep.server.schemas.live import Draw
-from fewstep.studio import keys, live
+from fewstep.studio import keys, live, orders
 from fewstep.studio.words import LANGUAGES, Words, texts
 
 ASSETS = resources.files("fewstep.studio").joinpath("assets")
@@ -33,6 +34,23 @@ def test_an_order_becomes_fields_of_a_wish_and_what_stands_around_the_typed_word
     front, back = told["wrap"]
     wish = Draw.model_validate({**told["order"], "prompt": f"{front}a fox{back}"})
     assert (wish.prompt, wish.adapters[0].name) == ("ink, a fox, on paper", "ink")
+
+
+def test_a_form_that_makes_no_order_tells_the_island_why() -> None:
+    """A style that is too long: Gradio would show the bare error of the event, and the island drew on."""
+    from fewstep.studio import page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fewstep.studio.page.TABS", {"create": page.TABS["create"]})
+        blocks = page.build("en")
+    events = [one.fn for one in blocks.fns.values() if getattr(one.fn, "__module__", "") == live.__name__]
+    told = next(one for one in events if one.__name__ == "told")
+    names = list(orders.FIELDS)
+    form: list[Any] = [None] * (len(names) + 12)
+    form[names.index("styles")] = [f'["s", "{"x" * 30_000}", ""]']
+    found = told(None, *form)
+    assert found["order"] == {} and found["field"] == "styles"
+    assert "makes the prompt longer" in found["message"]
 
 
 def test_a_prompt_that_lost_what_is_typed_is_not_put_around_it() -> None:

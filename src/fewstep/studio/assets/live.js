@@ -13,7 +13,7 @@ const wishes = new Map(); // by id: {message, order, text, at, compare}
 const frames = []; // of the strip: pictures, {url, alt, facts, order, id, final, image}
 let socket = null, token = null, header = null, tries = 0, timer = 0;
 let count = 0, floor = 0; // the newest wish, and the last that is not wanted any more
-let current = null, before = null, newest = null, other = null, comparing = false, shown = null, kept = null;
+let current = null, before = null, newest = null, other = null, comparing = false, shown = null, kept = null, refused = false;
 let on = localStorage.getItem("fewstep-live") !== "off";
 
 const prompt = () => document.querySelector("#prompt textarea");
@@ -57,10 +57,11 @@ function told(message) {
   else if (message.type === "error") {
     if (String(message.id).startsWith("resume ")) { token = message.id.slice(7); return again(); }
     if (message.error.code === "queue_full") return state("waiting");
-    state("failed");
-    wrong(message.error.message);
+    refuse(message.error);
   }
 }
+// The page may know what helps, and then offers it.
+const refuse = ({message, code, field}) => { state("failed"); wrong(message); refused = true; trigger("refused", {code, field}); };
 function again(id, final) {
   if (count > floor && !(count === id && final)) send(wishes.get(count).message);
   else state(on ? "idle" : "off");
@@ -83,7 +84,7 @@ function wish(what, text, compare = false) {
 }
 function typed() {
   const text = prompt()?.value ?? "";
-  if (on) text.trim() ? wish(order(text), text) : stop();
+  if (on) !text.trim() ? stop() : given().message ? refuse(given()) : wish(order(text), text);
 }
 function stop() {
   floor = count;
@@ -98,6 +99,7 @@ async function take(head, data) {
   const picture = {url, alt: from.text, facts, order: from.order, id: head.id, final: head.final,
                    image: await drawn(url, from.text)};
   if (head.id === count && count > floor && head.final) state("idle");
+  if (refused && head.id === count) refused = Boolean(trigger("refused", {}));
   if (from.compare) return comparing && head.id > floor ? against(picture) : free(picture);
   if (newest && (newest.id > picture.id || (newest.id === picture.id && newest.final))) return free(picture);
   newest = picture;
@@ -105,9 +107,7 @@ async function take(head, data) {
   const seconds = ((performance.now() - from.at) / 1000).toFixed(2);
   if (head.id > floor) show(picture, say(facts.steps === 1 ? "facts_one" : "facts", {...facts, seconds}));
 }
-const free = picture => {
-  if (![current, before, other, newest].includes(picture)) URL.revokeObjectURL(picture.url);
-};
+const free = picture => [current, before, other, newest].includes(picture) || URL.revokeObjectURL(picture.url);
 async function drawn(url, alt) {
   const image = Object.assign(new Image(), {src: url, alt, draggable: false});
   await image.decode().catch(() => {});
@@ -162,7 +162,7 @@ async function ask(path, body, method = "POST") {
 async function keep() {
   const text = prompt()?.value ?? "";
   const scrubbed = current && current !== newest && frames.includes(current);
-  const what = scrubbed || !on || !text.trim() ? current?.order : order(text);
+  const what = scrubbed || !on || !text.trim() || given().message ? current?.order : order(text);
   if (!what || (current?.kept && count === floor && current.order.prompt === what.prompt)) return;
   wrong();
   part.keep.disabled = true;
@@ -288,10 +288,10 @@ for (const [name, run] of Object.entries({toggle: () => toggle(), stop, keep, st
 listen(part.with, "change", choose);
 listen(part.wipe, "input", wipe);
 listen(part.scrub, "input", () => scrub(Number(part.scrub.value)));
-let known = JSON.stringify([given().order, given().wrap]);
+let known = JSON.stringify({...given(), shown: 0});
 watch("value", () => {
-  const now = JSON.stringify([given().order, given().wrap]);
-  if (now !== known && newest) typed(); // the form has changed under a picture that is seen
+  const now = JSON.stringify({...given(), shown: 0});
+  if (now !== known && (newest || refused)) typed(); // the form has changed under a picture that is seen
   known = now;
   if (given().shown && given().shown !== shown) look(given().shown);
 });

@@ -16,12 +16,12 @@ import gradio as gr
 from gradio.context import Context
 
 from fewstep.errors import FewstepError
-from fewstep.studio import dial, edit, live, orders, preferred, recalled
+from fewstep.studio import dial, edit, live, orders, preferred, recalled, remedies
 from fewstep.studio.client import Api, ApiError, api_of
 from fewstep.studio.frame import Frame, Target
 from fewstep.studio.orders import Form
 from fewstep.studio.sending import Sent
-from fewstep.studio.tabs import create_actions, create_draw, create_form, create_gallery
+from fewstep.studio.tabs import create_actions, create_draw, create_form, create_gallery, create_trouble
 from fewstep.studio.telling import told
 
 _KEY: Final = "fewstep"
@@ -68,6 +68,7 @@ def build(frame: Frame) -> None:
         with gr.Column(scale=6, min_width=300):
             live.build(frame)
             state = gr.HTML(elem_id="create-state", padding=False)
+            remedy = shared["create.remedy"] = remedies.Button(words, "create")
             gallery = gr.Gallery(
                 label=words("create.pictures"), elem_id="create-gallery", columns=4, object_fit="contain",
                 interactive=False, height=None, buttons=["download", "fullscreen"], show_label=False,
@@ -107,6 +108,7 @@ def build(frame: Frame) -> None:
         return {
             draw: gr.update(value=words("create.draw"), visible=not going),
             stop: gr.update(value=words("create.stop"), visible=going),
+            **remedy.hidden(),
         }
 
     shared["create.buttons"] = buttons
@@ -116,13 +118,13 @@ def build(frame: Frame) -> None:
             going = now["state"] in ("queued", "running")
             changes: dict[Any, Any] = {
                 job: job_id, state: create_draw.state(words, now) + create_draw.warnings(now),
-                **buttons(going),
+                **buttons(going), **create_trouble.ended(remedy, now),
             }  # fmt: skip
             if ids:
                 changes |= {gallery: gr.Gallery(files, selected_index=None), drawn: ids, chosen: ids[0]}
             yield changes
 
-    shown = [job, state, draw, stop, gallery, drawn, chosen]
+    shown = [job, state, draw, stop, gallery, drawn, chosen, *remedy.outputs]
     shared["create.shown"], shared["create.watched"] = shown, watched
 
     async def order(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
@@ -132,11 +134,15 @@ def build(frame: Frame) -> None:
             async for changes in watched(api, placed["id"]):
                 yield changes
         except (ApiError, FewstepError) as error:
-            yield buttons(False)
-            raise gr.Error(str(error), print_exception=False) from None
+            yield await refused(api, error, "order", *values)
 
-    shared["create.order"] = order
+    async def refused(api: Api, error: ApiError | FewstepError, again: str, *values: Any) -> dict[Any, Any]:
+        offer = await create_trouble.refused(remedy, api, error, form.values(*values), again)
+        return {state: remedies.sentence(error), **buttons(False), **offer}
+
+    shared["create.order"], shared["create.refused"] = order, refused
     ordered = gr.on([draw.click, made["prompt"].submit], order, form.inputs, shown, **_QUIET)
+    ordered.then(None, None, None, js=remedies.SEEN % "create", api_visibility="private")
 
     @told
     async def cancel(job_id: str | None, request: gr.Request) -> None:
@@ -161,6 +167,7 @@ def build(frame: Frame) -> None:
     _wire_dial(frame, made, contract)
     create_gallery.wire(frame, made["adapters"], missing)
     create_actions.wire(frame, actions, copied, ordered)
+    create_trouble.wire(frame)
 
     @told
     async def paste(request: gr.Request, *values: Any) -> list[Any]:
@@ -250,9 +257,7 @@ def _wire_dial(frame: Frame, made: Mapping[str, Any], contract: gr.Markdown) -> 
 
     @told
     async def other(request: gr.Request, *values: Any) -> list[Any]:
-        now = {
-            name: value for name, value in form.values(*values).items() if name not in create_form.OF_MODEL
-        }
+        now = {name: value for name, value in form.values(*values).items() if name not in orders.OF_MODEL}
         filled: list[Any] = await frame.shared["create.fill"](now, request)
         return filled
 

@@ -15,7 +15,7 @@ from fewstep.studio import copy_as, orders, recalled, sending
 from fewstep.studio.client import Api, ApiError, api_of
 from fewstep.studio.frame import Frame
 from fewstep.studio.orders import Form
-from fewstep.studio.tabs import create_draw
+from fewstep.studio.tabs import create_draw, create_trouble
 
 VARIATIONS: Final = 4
 STRENGTH: Final = 0.5
@@ -60,7 +60,7 @@ def wire(frame: Frame, actions: dict[str, Any], copied: dict[str, Any], ordered:
     form: Form = shared["create"]
     chosen, drawn = shared["create.chosen"], shared["create.drawn"]
     job, state, _, _, gallery, *_ = shared["create.shown"]
-    buttons = shared["create.buttons"]
+    buttons, remedy = shared["create.buttons"], shared["create.remedy"]
 
     async def vary(
         image_id: str | None, ids: list[str], request: gr.Request
@@ -78,7 +78,7 @@ def wire(frame: Frame, actions: dict[str, Any], copied: dict[str, Any], ordered:
                     going = now["state"] in ("queued", "running")
                     yield {
                         job: one, state: create_draw.state(words, now) + create_draw.warnings(now),
-                        **buttons(going),
+                        **buttons(going), **create_trouble.ended(remedy, now),
                     }  # fmt: skip
                     if made:
                         found += made
@@ -86,8 +86,7 @@ def wire(frame: Frame, actions: dict[str, Any], copied: dict[str, Any], ordered:
                         files = await create_draw.pictures(api, there)
                         yield {gallery: gr.Gallery(files, selected_index=None), drawn: there}
         except (ApiError, FewstepError) as error:
-            yield buttons(False)
-            raise gr.Error(str(error), print_exception=False) from None
+            yield await shared["create.refused"](api, error, "vary")
 
     actions["vary"].click(vary, [chosen, drawn], shared["create.shown"], **_QUIET)
 
@@ -103,15 +102,16 @@ def wire(frame: Frame, actions: dict[str, Any], copied: dict[str, Any], ordered:
                 going = now["state"] in ("queued", "running")
                 yield {
                     job: placed["id"], state: create_draw.state(words, now), **buttons(going),
+                    **create_trouble.ended(remedy, now),
                 }  # fmt: skip
                 if made:
                     there = [*made, *ids]
                     files = await create_draw.pictures(api, there)
                     yield {gallery: gr.Gallery(files, selected_index=None), drawn: there, chosen: made[0]}
         except ApiError as error:
-            yield buttons(False)
-            raise gr.Error(str(error), print_exception=False) from None
+            yield await shared["create.refused"](api, error, "enlarge")
 
+    shared["create.vary"], shared["create.enlarge"] = vary, enlarge
     actions["enlarge"].click(enlarge, [chosen, drawn], shared["create.shown"], **_QUIET)
 
     def written(request: gr.Request, name: str, *values: Any) -> Any:

@@ -21,11 +21,6 @@ _USUAL: Final[Mapping[str, Any]] = {
     "variation_strength": 0.0, "adapters": (), "styles": (), "upscale": "none",
 }  # fmt: skip
 """What stands in a form that nobody has filled. The rest is the model's."""
-OF_MODEL: Final = (
-    "student", "num_inference_steps", "solver", "guidance_scale", "guidance_rescale", "eta", "clip_skip",
-    "width", "height",
-)  # fmt: skip
-"""What is set anew when another model is chosen."""
 
 
 def top(words: Words) -> gr.Textbox:
@@ -185,7 +180,7 @@ async def filled(words: Words, api: Api, wanted: Mapping[str, Any]) -> tuple[dic
 
 def negative(words: Words, model: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The negative prompt's update: greyed, with the reason, where it has no effect."""
-    contract = contract_of(model, values.get("student"))
+    contract = dial.contract_of(model, values.get("student"))
     reason = ""
     if contract["guidance"] == "off" or values.get("student") not in (None, "", dial.TEACHER):
         reason = words("create.negative_student")
@@ -197,18 +192,11 @@ def negative(words: Words, model: Mapping[str, Any], values: Mapping[str, Any]) 
     return update
 
 
-def contract_of(model: Mapping[str, Any], student: str | None) -> dict[str, Any]:
-    """How a student, or the model itself, is sampled."""
-    named = (one for one in model["students"] if one["name"] == student)
-    found: dict[str, Any] = next((one["contract"] for one in named), model["contract"])
-    return found
-
-
 def told(words: Words, model: Mapping[str, Any] | None, values: Mapping[str, Any]) -> str:
     """What the contract of whoever draws says, as plain sentences of Markdown without markup from outside."""
     if not model:
         return ""
-    contract = contract_of(model, values.get("student"))
+    contract = dial.contract_of(model, values.get("student"))
     allowed = contract["allowed_steps"]
     span = contract["guidance_range"]
     lines = [

@@ -13,7 +13,8 @@ import gradio as gr
 from gradio import processing_utils
 from gradio.context import Context
 
-from fewstep.studio import markup, painted, sending
+from fewstep.errors import FewstepError, UsageError
+from fewstep.studio import markup, painted, remedies, sending
 from fewstep.studio.client import ENDED, Api, ApiError, api_of
 from fewstep.studio.frame import Frame, Target
 from fewstep.studio.tabs import create_draw, extras_results
@@ -57,6 +58,7 @@ def build(frame: Frame) -> None:
                 run = gr.Button(words("extras.run"), variant="primary", elem_id="extras-run")
                 stop = gr.Button(words("extras.stop"), variant="stop", visible=False, elem_id="extras-stop")
             state = gr.HTML(elem_id="extras-state", padding=False)
+            remedy = remedies.Button(words, "extras")
             compare = gr.ImageSlider(
                 label=words("extras.compare"), interactive=False, visible=False, max_height=640, format="png",
                 elem_id="extras-compare",
@@ -69,7 +71,7 @@ def build(frame: Frame) -> None:
             with gr.Row():
                 sending.buttons(frame, "extras", chosen, "image", "inpaint", "info", "extras")
     form = [made[name] for name in _FORM]
-    shown = [job, state, run, stop, compare, gallery, archive, ids, chosen]
+    shown = [job, state, run, stop, compare, gallery, archive, ids, chosen, *remedy.outputs]
 
     async def followed(api: Api, job_id: str, before: str | None) -> AsyncIterator[dict[Any, Any]]:
         async for now in api.watch(job_id):
@@ -78,6 +80,7 @@ def build(frame: Frame) -> None:
                 job: job_id, state: _state(words, now),
                 run: gr.update(value=words("extras.run"), visible=not going),
                 stop: gr.update(value=words("extras.stop"), visible=going),
+                **remedy.shown(remedies.find(now["state"], {}), job=job_id),
             }  # fmt: skip
             if now["state"] == "done":
                 results = (now["result"] or {}).get("images") or []
@@ -88,18 +91,56 @@ def build(frame: Frame) -> None:
                 }
             yield changes
 
-    @told
     async def enlarge(
         request: gr.Request, path: str | None, several: list[str] | None, of: str | None, *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
         api = api_of(request)
         form_values = dict(zip(_FORM, values, strict=True))
-        body = await asyncio.to_thread(order, words, path, several or [], of, form_values)
-        placed = await api.post("/api/v1/jobs", body)
-        async for changes in followed(api, placed["id"], None if several else path):
-            yield changes
+        try:
+            body = await asyncio.to_thread(order, words, path, several or [], of, form_values)
+            placed = await api.post("/api/v1/jobs", body)
+            async for changes in followed(api, placed["id"], None if several else path):
+                yield changes
+        except (ApiError, FewstepError) as error:
+            yield refused(error, form_values, None)
 
-    run.click(enlarge, [picture, files, parent, *form], shown, **_QUIET)
+    def refused(
+        error: ApiError | FewstepError, form_values: dict[str, Any], job_id: str | None
+    ) -> dict[Any, Any]:
+        helps = remedies.find(error, form_values, of=remedies.EXTRAS)
+        return {
+            state: remedies.sentence(error), run: gr.update(value=words("extras.run"), visible=True),
+            stop: gr.update(visible=False), **remedy.shown(helps, job=job_id),
+        }  # fmt: skip
+
+    inputs = [picture, files, parent, *form]
+    run.click(enlarge, inputs, shown, **_QUIET)
+
+    def change(found: dict[str, Any] | None) -> list[Any]:
+        changes = found["changes"] if found else {}
+        return [gr.update(value=changes[name]) if name in changes else gr.skip() for name in upscalers]
+
+    async def repeat(
+        request: gr.Request, found: dict[str, Any] | None, *given: Any
+    ) -> AsyncIterator[dict[Any, Any]]:
+        yield {job: gr.skip()}
+        if not found or found["go"]:
+            return
+        yield remedy.hidden()
+        if found["job"] is None:
+            async for changes in enlarge(request, *given):
+                yield changes
+            return
+        try:
+            await api_of(request).post(f"/api/v1/jobs/{found['job']}/requeue")
+            async for changes in followed(api_of(request), found["job"], None):
+                yield changes
+        except ApiError as error:
+            yield refused(error, {}, found["job"])
+
+    upscalers = ("upscaler", "upscaler_2")
+    changed = remedy.button.click(change, [remedy.kept], [made[name] for name in upscalers], **_QUIET)
+    changed.success(repeat, [remedy.kept, *inputs], shown, **_QUIET)
 
     @told
     async def cancel(job_id: str | None, request: gr.Request) -> None:
@@ -247,19 +288,19 @@ def order(
         form: values by name of the form's components.
 
     Raises:
-        gr.Error: there is no picture, or too many.
+        UsageError: there is no picture, or too many.
     """
     body: dict[str, Any] = {"kind": "upscale", "upscaler": form["upscaler"] or "auto"}
     if several:
         if len(several) > MOST:
-            raise gr.Error(words("extras.too_many", n=len(several)), print_exception=False)
+            raise UsageError(words("extras.too_many", n=len(several)), field="files")
         body["files"] = _read(words, several)
     elif parent:
         body["images"] = [parent]
     elif path:
         body["image"] = _read(words, [path])[0]
     else:
-        raise gr.Error(words("extras.nothing"), print_exception=False)
+        raise UsageError(words("extras.nothing"), field="image")
     if form["by"] == "size":
         body |= {"width": int(form["width"] or 0), "height": int(form["height"] or 0), "crop": form["crop"]}
     else:
@@ -282,7 +323,7 @@ def _read(words: Words, paths: Sequence[str]) -> list[str]:
     size = sum(Path(path).stat().st_size for path in paths)
     if size > MAX_BYTES:
         text = words("extras.too_large", size=-(-size >> 20), most=MAX_BYTES >> 20)
-        raise gr.Error(text, print_exception=False)
+        raise UsageError(text, field="files")
     return [base64.b64encode(Path(path).read_bytes()).decode() for path in paths]
 
 

@@ -7,19 +7,20 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Final
 
 import gradio as gr
 
-from fewstep.errors import UsageError
-from fewstep.studio import dial, xyz
+from fewstep.errors import FewstepError, UsageError
+from fewstep.studio import dial, remedies, xyz
 from fewstep.studio.client import ENDED, Api, ApiError, api_of
 from fewstep.studio.frame import Frame
 from fewstep.studio.markup import text
 from fewstep.studio.orders import Form
+from fewstep.studio.telling import told
 from fewstep.studio.words import Words
 
 LETTERS: Final = "XYZ"
@@ -43,6 +44,8 @@ class Plot:
     axes: list[xyz.Axis]
     ids: dict[tuple[int, int, int], str] = field(default_factory=dict)
     failed: dict[tuple[int, int, int], str] = field(default_factory=dict)
+    refused: ApiError | None = None
+    """Why the last cell that was not taken was not."""
 
     def kept(self) -> str | None:
         """As text that `again` reads; None where it is too long."""
@@ -89,6 +92,7 @@ def build(frame: Frame) -> None:
             )  # fmt: skip
     gr.Markdown(words("xyz.grammar"))
     said = gr.HTML(elem_id="xyz-state", padding=False)
+    remedy = remedies.Button(words, "xyz")
     with gr.Row():
         draw = gr.Button(words("xyz.draw"), variant="primary", elem_id="xyz-draw")
         stop = gr.Button(words("xyz.stop"), variant="stop", elem_id="xyz-stop")
@@ -97,6 +101,7 @@ def build(frame: Frame) -> None:
     kept = gr.BrowserState(None, storage_key="fewstep-xyz-plot", secret="fewstep")  # noqa: S106 - none of it is
     axes_of = [*names, *values]
     shown = [said, plot, kept, resume]
+    outputs = [*shown, *remedy.outputs]
 
     def axes(given: Sequence[Any]) -> list[xyz.Axis]:
         pairs = zip(given[:3], given[3:6], strict=True)
@@ -119,25 +124,59 @@ def build(frame: Frame) -> None:
         except (ApiError, UsageError) as error:
             return f'<p role="status">{text(error)}</p>'
 
-    async def begin(request: gr.Request, *given: Any) -> AsyncIterator[list[Any]]:
+    async def followed(
+        api: Api, plan: Callable[[], Plot], values: Mapping[str, Any], way: str
+    ) -> AsyncIterator[dict[Any, Any]]:
+        """Draw a plot; what is refused is said in place, with what helps and then does `way` again."""
+        yield remedy.hidden()
+        made: Plot | None = None
         try:
-            async for now in drawn(words, api_of(request), planned(given)):
-                yield now
-        except (ApiError, UsageError) as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            made = plan()
+            async for now in drawn(words, api, made):
+                yield dict(zip(shown, now, strict=True))
+            if made.ids or made.refused is None:
+                return
+            error: ApiError | FewstepError = made.refused
+        except (ApiError, FewstepError) as refusal:
+            yield {said: remedies.sentence(refusal)}
+            error, way = refusal, "resume" if made is not None and made.ids else way
+        found = await helps(api, error, values, [] if made is None else made.axes)
+        yield remedy.shown(found, again=way)
 
-    async def go_on(text_of_plot: str | None, request: gr.Request) -> AsyncIterator[list[Any]]:
-        try:
-            async for now in drawn(words, api_of(request), again(text_of_plot or "")):
+    async def begin(request: gr.Request, *given: Any) -> AsyncIterator[dict[Any, Any]]:
+        values = form.values(*given[7:])
+        async for now in followed(api_of(request), lambda: planned(given), values, "draw"):
+            yield now
+
+    async def go_on(text_of_plot: str | None, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
+        async for now in followed(api_of(request), lambda: again(text_of_plot or ""), {}, "resume"):
+            yield now
+
+    async def change(request: gr.Request, found: dict[str, Any] | None, *values: Any) -> list[Any]:
+        if not found or not found["changes"]:
+            return [gr.skip()] * len(filled)
+        return list(await frame.shared["create.fill"](form.values(*values) | found["changes"], request))
+
+    async def once_more(
+        request: gr.Request, found: dict[str, Any] | None, text_of_plot: str | None, *given: Any
+    ) -> AsyncIterator[dict[Any, Any]]:
+        if not found:
+            yield remedy.hidden()
+        elif found["again"] == "resume":
+            async for now in go_on(text_of_plot, request):
                 yield now
-        except (ApiError, UsageError) as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        else:
+            async for now in begin(request, *given):
+                yield now
 
     inputs = [*axes_of, prompt, *form.inputs]
-    started = draw.click(begin, inputs, shown, **_QUIET)
-    resumed = resume.click(go_on, [kept], shown, **_QUIET)
+    started = draw.click(begin, inputs, outputs, **_QUIET)
+    resumed = resume.click(go_on, [kept], outputs, **_QUIET)
+    filled = frame.shared["create.filled"]
+    changed = remedy.button.click(told(change), [remedy.kept, *form.components.values()], filled, **_QUIET)
+    repeated = changed.success(once_more, [remedy.kept, kept, *inputs], outputs, **_QUIET)
     offered = gr.update(value=words("xyz.resume"), visible=True)
-    stop.click(lambda: offered, None, [resume], cancels=[started, resumed], **_QUIET)
+    stop.click(lambda: offered, None, [resume], cancels=[started, resumed, repeated], **_QUIET)
     gr.on(
         [*(one.change for one in names), *(one.change for one in values)],
         estimated,
@@ -150,6 +189,17 @@ def build(frame: Frame) -> None:
     frame.tab.select(
         lambda one: gr.update(value=words("xyz.resume"), visible=bool(one)), [kept], [resume], **_QUIET
     )
+
+
+async def helps(
+    api: Api, error: ApiError | FewstepError, values: Mapping[str, Any], axes: Sequence[xyz.Axis]
+) -> remedies.Remedy | None:
+    """What helps against a refusal of a plot; nothing where an axis, and not the form, is to blame."""
+    blamed = {"size": ("width", "height")}
+    if error.field and any(error.field in (one.name, *blamed.get(one.name, ())) for one in axes):
+        return None
+    model, usual = await remedies.known(api, values.get("model")) if error.field else (None, "")
+    return remedies.find(error, values, model, usual, of=None if values else {})
 
 
 async def drawn(words: Words, api: Api, plot: Plot) -> AsyncIterator[list[Any]]:
@@ -176,7 +226,7 @@ async def drawn(words: Words, api: Api, plot: Plot) -> AsyncIterator[list[Any]]:
                     if error.status == 429 or error.status == 503:  # others were first: later
                         waiting.insert(0, cell)
                         break
-                    plot.failed[cell.x, cell.y, cell.z] = str(error)
+                    plot.failed[cell.x, cell.y, cell.z], plot.refused = str(error), error
                     changed = True
             await asyncio.sleep(0.1 if flying else 0.5)
             for job_id in list(flying):
