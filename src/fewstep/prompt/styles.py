@@ -80,6 +80,40 @@ def write(styles: Iterable[Style]) -> str:
     return out.getvalue()
 
 
+def changed(data: bytes, name: str, style: Style | None) -> str:
+    """The text of a style file with one style put in, in place of that of its name, or taken out.
+
+    All other rows stay as they are, comments and further columns among them.
+
+    Args:
+        data: the file; empty for a new one.
+        name: of the style, without space around it.
+        style: what takes its place; None takes it out.
+
+    Raises:
+        DataError: as `read`, of what is there and of what would be; or not UTF-8, which would be lost.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError("style file: not UTF-8; save it as UTF-8") from None
+    if text:
+        read(text)
+    rows = list(csv.reader(io.StringIO(text, newline=""))) or [list(_COLUMNS)]
+    columns = rows[0]
+    kept = [row for row in rows[1:] if _cell(row, columns, "name").strip() != name]
+    if style is not None:
+        second = "text" if "text" in columns and "prompt" not in columns else "prompt"
+        columns += [column for column in (second, "negative_prompt") if column not in columns]
+        values = {"name": name, second: style.prompt, "negative_prompt": style.negative_prompt}
+        kept.append([values.get(column, "") for column in columns])
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([columns, *kept])
+    made = out.getvalue()
+    read(made)
+    return made
+
+
 def find(styles: Sequence[Style], names: Iterable[str]) -> tuple[Style, ...]:
     """The styles of these names, in the order of the names.
 
@@ -127,6 +161,11 @@ def unapply(prompt: str, negative_prompt: str, styles: Iterable[Style]) -> Unapp
         prompt, negative_prompt = inner, inner_negative
         candidates.remove(style)
         found.append(style)
+
+
+def _cell(row: Sequence[str], columns: Sequence[str], column: str) -> str:
+    place = columns.index(column)
+    return row[place] if place < len(row) else ""
 
 
 def _merged(style: str, prompt: str, name: str) -> str:

@@ -26,6 +26,7 @@ from fewstep.server.routes import (
     ops,
     preferences,
     reading,
+    styles,
     work,
 )
 from fewstep.server.security.bodies import MULTIPART
@@ -66,7 +67,8 @@ def create_app(
     )  # fmt: skip
     app.state.services = Services(settings, opener)
     parts = (
-        ops, adapters, jobs, models, images, work, datasets, preferences, reading, live, openai, a1111,
+        ops, adapters, jobs, models, images, work, datasets, preferences, styles, reading, live, openai,
+        a1111,
     )  # fmt: skip
     for part in parts:
         app.include_router(part.router)

@@ -251,7 +251,7 @@ _PLACES: Final = ("body", "query", "path", "header", "cookie")
 
 def _place(loc: Sequence[Any], body: Any) -> str:
     """The field that a place names, without the kind of body that pydantic chose by its ``kind``."""
-    parts = [part for part in loc if part not in _PLACES]
+    parts = [*loc[1:]] if loc and loc[0] in _PLACES else [*loc]
     given = body if isinstance(body, Mapping) else {}
     if len(parts) > 1 and parts[0] == given.get("kind", "generate") and parts[0] not in given:
         del parts[0]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fewstep.server.keeper import Keeper
     from fewstep.server.preferences import Keeps
     from fewstep.server.settings import ServerSettings
+    from fewstep.server.styles import Styles
 
 _log = logging.getLogger("fewstep.server")
 
@@ -46,6 +47,7 @@ class Services:
     children: Children
     datasets: Datasets
     preferences: Keeps
+    styles: Styles
     _keeper: Keeper
 
     def __init__(self, settings: ServerSettings, opener: Opener | None = None) -> None:
@@ -88,6 +90,7 @@ class Services:
         from fewstep.server.jobstore import JobStore
         from fewstep.server.keeper import Keeper
         from fewstep.server.preferences import Keeps
+        from fewstep.server.styles import Styles
 
         try:
             self.settings.data.mkdir(parents=True, exist_ok=True)
@@ -102,6 +105,7 @@ class Services:
                 embeddings=(workplan.embeddings_folder(self.settings),), opener=self._opener,
             )  # fmt: skip
             self.preferences = Keeps(self.settings.data, self.settings.limits)
+            self.styles = Styles(self.settings.data, keyed=bool(self.settings.keys))
             self.generator = Generator(
                 self.settings, pool, jobs=self.jobs, history=self.history, metrics=self.metrics,
                 kept_as=self.preferences.kept_as,

@@ -6,21 +6,33 @@ The value of one in the form is its text as JSON, so that a form tells all of an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from fewstep.prompt import styles
 from fewstep.prompt.styles import Style
 from fewstep.studio.client import Api
 
+PATH: Final = "/api/v1/styles"
+MOST: Final = 100
+"""Characters of a name."""
+
 
 async def known(api: Api) -> list[Style]:
     """The styles of the server."""
-    found = await api.get("/sdapi/v1/prompt-styles")
+    return read(await api.get(PATH))
+
+
+def read(listed: Mapping[str, Any]) -> list[Style]:
+    """Those of a list of the server."""
     return [
-        Style(str(one["name"]), str(one.get("prompt") or ""), str(one.get("negative_prompt") or ""))
-        for one in found
+        Style(str(one["name"]), str(one["prompt"]), str(one["negative_prompt"])) for one in listed["styles"]
     ]
+
+
+def own(listed: Mapping[str, Any]) -> list[str]:
+    """Names of those of a list that the visitor may replace and delete."""
+    return [str(one["name"]) for one in listed["styles"] if one["own"]]
 
 
 def choices(given: Iterable[Style]) -> list[tuple[str, str]]:

@@ -240,6 +240,8 @@ def test_the_kind_of_a_body_is_no_field() -> None:
     for given in ({"width": 3}, {"kind": "generate", "width": 3}):
         fault = faults.fault_of(RequestValidationError([one], body=given))
         assert (fault.field, fault.message) == ("width", "width: too small")
+    path = {"loc": ("body", "path"), "msg": "too long", "type": "x"}  # of the name of a part of requests
+    assert faults.fault_of(RequestValidationError([path], body={})).message == "path: too long"
     inner = {"loc": ("body", "upscale", "scale"), "msg": "too small", "type": "x"}
     assert faults.fault_of(RequestValidationError([inner], body={"kind": "upscale"})).field == "scale"
     assert faults.fault_of(RequestValidationError([inner], body={"upscale": {}})).field == "upscale.scale"

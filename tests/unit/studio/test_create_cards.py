@@ -136,7 +136,7 @@ class Server:
         }  # fmt: skip
         answers = {
             "/api/v1/models": {"models": [model]}, "/api/v1/models/emoji-128": model,
-            "/sdapi/v1/prompt-styles": [], "/api/v1/adapters": {"adapters": [one("gold"), one("ink")]},
+            "/api/v1/styles": {"styles": []}, "/api/v1/adapters": {"adapters": [one("gold"), one("ink")]},
         }  # fmt: skip
         return answers[path]
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from fewstep.errors import FewstepError, OutputError
-from fewstep.prompt import styles as styling
+from fewstep.errors import FewstepError
 from fewstep.server import media
 from fewstep.server.a1111 import img2img, models, options, pasted, txt2img
 from fewstep.server.a1111.tracking import Tracker
@@ -22,9 +21,6 @@ from fewstep.server.schemas.a1111 import Generation, Img2Img, Txt2Img
 if TYPE_CHECKING:
     from fewstep.engine.backends.base import ModelInfo
     from fewstep.server.services import Services
-
-STYLES = "styles.csv"
-"""In the folder of the server's data: the styles that can be named."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -78,8 +74,8 @@ def prepared(body: Generation, services: Services, desk: Desk, owner: str) -> Pr
         model = own[options.CHECKPOINT] = models.find(named, models.listed(generator))
     info = generator.info(model)
     at = Setting(
-        info=info, owner=owner, options=merged, limits=services.settings.limits, styles=styles(services),
-        decode=decoder(services),
+        info=info, owner=owner, options=merged, limits=services.settings.limits,
+        styles=services.styles.known(owner), decode=decoder(services),
     )  # fmt: skip
     save = services.settings.save and not body.do_not_save_samples
     if isinstance(body, Img2Img):
@@ -130,17 +126,3 @@ def model_of(services: Services, desk: Desk, owner: str) -> str:
         with contextlib.suppress(FewstepError):  # it is gone: the server's own draws
             generator.set_model(owner, chosen)
     return generator.model_of(owner)
-
-
-def styles(services: Services) -> tuple[styling.Style, ...]:
-    """The styles that can be named; none where there is no file.
-
-    Raises:
-        DataError: the file is broken.
-    """
-    try:
-        return styling.read((services.settings.data / STYLES).read_bytes())
-    except FileNotFoundError:
-        return ()
-    except OSError as error:
-        raise OutputError(f"{STYLES} cannot be read ({error.strerror}); check who may read it") from None

@@ -21,7 +21,14 @@ from fewstep.studio.client import Api, ApiError, api_of
 from fewstep.studio.frame import Frame, Target
 from fewstep.studio.orders import Form
 from fewstep.studio.sending import Sent
-from fewstep.studio.tabs import create_actions, create_draw, create_form, create_gallery, create_trouble
+from fewstep.studio.tabs import (
+    create_actions,
+    create_draw,
+    create_form,
+    create_gallery,
+    create_styles,
+    create_trouble,
+)
 from fewstep.studio.telling import told
 
 _KEY: Final = "fewstep"
@@ -168,6 +175,7 @@ def build(frame: Frame) -> None:
     create_gallery.wire(frame, made["adapters"], missing)
     create_actions.wire(frame, actions, copied, ordered)
     create_trouble.wire(frame)
+    create_styles.wire(frame, made["style"])
 
     @told
     async def paste(request: gr.Request, *values: Any) -> list[Any]:

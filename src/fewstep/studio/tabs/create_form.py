@@ -12,6 +12,7 @@ from fewstep.prompt.infotext import SAMPLERS
 from fewstep.studio import adapters, dial, styles
 from fewstep.studio.client import Api
 from fewstep.studio.orders import FIELDS
+from fewstep.studio.tabs import create_styles
 from fewstep.studio.words import Words
 
 EMPHASES: Final = ("original", "no_norm", "ignore", "none")
@@ -63,6 +64,7 @@ def further(words: Words) -> dict[str, Any]:
         [], multiselect=True, label=words("create.styles"), info=words("create.styles_info"),
         elem_id="create-styles",
     )  # fmt: skip
+    made["style"] = create_styles.build(words)
     made["negative_prompt"] = gr.Textbox(
         label=words("create.negative"), lines=1, max_lines=4, elem_id="create-negative"
     )

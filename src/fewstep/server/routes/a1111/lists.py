@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
-from fewstep.server.a1111 import desk, lists
+from fewstep.server.a1111 import lists
 from fewstep.server.routes.a1111.given import ERRORS, PREFIX, Given
 from fewstep.server.schemas import a1111_answers as answers
+from fewstep.server.security import owner
 
 router = APIRouter(prefix=PREFIX, responses=ERRORS)
 
@@ -83,11 +84,11 @@ def realesrgan_models() -> list[answers.RealesrganModel]:
 
 
 @router.get("/prompt-styles", summary="Styles")
-def prompt_styles(services: Given) -> list[answers.Style]:
-    """Of styles.csv in the server's folder."""
+def prompt_styles(request: Request, services: Given) -> list[answers.Style]:
+    """Of styles.csv in the server's folder, and of the key that asks."""
     return [
         answers.Style(name=one.name, prompt=one.prompt, negative_prompt=one.negative_prompt)
-        for one in desk.styles(services)
+        for one in services.styles.known(owner(request))
     ]
 
 
