@@ -22,6 +22,13 @@ KEY: Final = "grid"
 _GAP: Final = 4
 _LEAST: Final = 8
 """Pixels of a side of a cell, however many there are."""
+_LINES: Final = 3
+"""Of a label, at most; those of rows may have one more where a cell has the height."""
+_NARROW: Final = 5
+"""Lines' heights that the labels of rows may always be wide, however narrow the cells are."""
+_ACROSS: Final = 64
+"""Letters of a readable size have at least this part of the picture's width in height."""
+_CUT: Final = "…"
 _INK, _PAPER, _EMPTY = (31, 41, 55), (255, 255, 255), (229, 231, 235)
 _FONTS: Final = (
     "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc",
@@ -68,13 +75,18 @@ def draw(
         raise UsageError("cells: there is no picture in it; give one at least")
     width = max(one.shape[1] for one in found.values())
     height = max(one.shape[0] for one in found.values())
-    letters = "".join(value for axis in axes for value in axis.values)
+    labels = [[f"{axis.name}: {value}" for value in axis.values] for axis in axes]
     while True:
-        font = _font(letters, max(11, min(width // 9, 28)))
-        line = int(1.4 * font.size) if isinstance(font, ImageFont.FreeTypeFont) else 16
-        column = min(width, _broadest(font, axes[1]) + 2 * _GAP) if len(axes) > 1 else 0
-        title = line if len(axes) > 2 else 0
-        sheet = title + line + down * (height + _GAP)
+        font, line = _font(labels, width, across)
+        heads = [_lines(font, axes[0].name, one, width - 2 * _GAP, _LINES) for one in axes[0].values]
+        column, sides = 0, []
+        if len(axes) > 1:
+            widest = max(width, _NARROW * line)
+            column = min(widest, int(max(map(font.getlength, labels[1]))) + 1 + 2 * _GAP)
+            room = max(1, min(_LINES + 1, height // line))
+            sides = [_lines(font, axes[1].name, one, column - 2 * _GAP, room) for one in axes[1].values]
+        title, head = (line + 2 * _GAP if len(axes) > 2 else 0), line * max(map(len, heads))
+        sheet = title + head + down * (height + _GAP)
         whole = (column + across * (width + _GAP), sheets * sheet)
         if whole[0] * whole[1] <= most or min(width, height) <= _LEAST:
             break
@@ -84,19 +96,22 @@ def draw(
     for z, rows in enumerate(cells):
         top = z * sheet
         if title:
-            _label(pen, font, f"{axes[2].name}: {axes[2].values[z]}", (0, top), page.width, line)
-        for x, value in enumerate(axes[0].values):
-            _label(pen, font, value, (column + x * (width + _GAP), top + title), width, line, middle=True)
+            lines = _lines(font, axes[2].name, axes[2].values[z], page.width - 2 * _GAP, 1)
+            _write(pen, font, lines, (_GAP, top + 2 * _GAP), line)
+        for x, lines in enumerate(heads):
+            # Below, where its cells are.
+            at = (column + x * (width + _GAP), top + title + head - line * len(lines))
+            _write(pen, font, lines, at, line, middle=width)
         for y, row in enumerate(rows):
-            at = top + title + line + y * (height + _GAP)
-            if len(axes) > 1:
-                _label(pen, font, axes[1].values[y], (_GAP, at + (height - line) // 2), column - _GAP, line)
+            at_y = top + title + head + y * (height + _GAP)
+            if sides:
+                _write(pen, font, sides[y], (_GAP, at_y + (height - line * len(sides[y])) // 2), line)
             for x, one in enumerate(row):
                 left = column + x * (width + _GAP)
                 if one is None:
-                    pen.rectangle((left, at, left + width - 1, at + height - 1), fill=_EMPTY)
+                    pen.rectangle((left, at_y, left + width - 1, at_y + height - 1), fill=_EMPTY)
                 else:
-                    page.paste(_fitted(found[one], width, height), (left, at))
+                    page.paste(_fitted(found[one], width, height), (left, at_y))
     return np.asarray(page, dtype=np.uint8)
 
 
@@ -137,7 +152,28 @@ def _fitted(pixels: Pixels, width: int, height: int) -> Image.Image:
     return cell
 
 
-def _font(letters: str, size: int) -> Font:
+def _font(labels: Sequence[Sequence[str]], width: int, across: int) -> tuple[Font, int]:
+    """A font for labels, and the height of a line in pixels.
+
+    As large as it can be read when the whole picture is fitted to a screen, where the columns' labels have
+    room for that in one line; else as large as suits a cell.
+
+    Args:
+        labels: of each axis.
+        width: of a cell.
+        across: columns.
+    """
+    letters = "".join(label for axis in labels for label in axis)
+    least = max(11, min(width // 9, 28))
+    size = max(least, min(across * width // _ACROSS, width // 4))
+    while True:
+        font = _found(letters, size)
+        if size == least or max(map(font.getlength, labels[0])) <= width - 2 * _GAP:
+            return font, int(1.4 * font.size) if isinstance(font, ImageFont.FreeTypeFont) else 16
+        size = max(least, size - 2)
+
+
+def _found(letters: str, size: int) -> Font:
     if not letters.isascii():
         for name in _FONTS:
             try:
@@ -147,17 +183,49 @@ def _font(letters: str, size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def _broadest(font: Font, axis: Axis) -> int:
-    return max((int(font.getlength(value)) + 1 for value in axis.values), default=0)
+def _lines(font: Font, name: str, value: str, width: int, most: int) -> list[str]:
+    """The label of a value; where there is no room for it, the name is cut before what tells it apart."""
+    whole = _wrapped(font, f"{name}: {value}", width, most)
+    if not whole[-1].endswith(_CUT):
+        return whole
+    if most == 1:
+        return _wrapped(font, value, width, 1)
+    return [*_wrapped(font, f"{name}:", width, 1), *_wrapped(font, value, width, most - 1)]
 
 
-def _label(
-    pen: ImageDraw.ImageDraw, font: Font, value: str, at: tuple[int, int], width: int, height: int,
-    *, middle: bool = False,
+def _wrapped(font: Font, label: str, width: int, most: int) -> list[str]:
+    """A label in lines of at most ``width`` pixels, the last of at most ``most`` cut with an ellipsis."""
+    left = " ".join(label.split())
+    lines: list[str] = []
+    while left:
+        count = _fitting(font, left, width)
+        if count < len(left) and len(lines) == most - 1:
+            # The ellipsis takes the room of a letter or two.
+            while count and font.getlength(left[:count].rstrip() + _CUT) > width:
+                count -= 1
+            return [*lines, left[:count].rstrip() + _CUT if count else ""]
+        if count < len(left) and " " in left[: count + 1]:
+            count = left.rindex(" ", 0, count + 1)
+        lines.append(left[: max(count, 1)].rstrip())
+        left = left[max(count, 1) :].lstrip()
+    return lines or [""]
+
+
+def _fitting(font: Font, text: str, width: int) -> int:
+    """How many letters of a text have room."""
+    low, high = 0, len(text)
+    while low < high:
+        half = (low + high + 1) // 2
+        low, high = (half, high) if font.getlength(text[:half]) <= width else (low, half - 1)
+    return low
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, font: Font, lines: Sequence[str], at: tuple[int, int], height: int,
+    *, middle: int = 0,
 ) -> None:  # fmt: skip
-    """One line, cut where there is no room for it."""
-    shown = " ".join(value.split())
-    while shown and font.getlength(shown) > width:
-        shown = shown[:-2].rstrip() + "…" if len(shown) > 2 else ""
-    indent = int((width - font.getlength(shown)) / 2) if middle else 0
-    pen.text((at[0] + max(indent, 0), at[1] + height // 10), shown, fill=_INK, font=font)
+    """Lines below each other, each in the middle of ``middle`` pixels where they are given."""
+    for place, line in enumerate(lines):
+        indent = max(0, int((middle - font.getlength(line)) / 2)) if middle else 0
+        where = (at[0] + indent, at[1] + place * height + height // 10)
+        pen.text(where, line, fill=_INK, font=font)

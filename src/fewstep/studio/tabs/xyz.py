@@ -284,14 +284,16 @@ def estimate(words: Words, cells: Sequence[xyz.Cell], facts: Mapping[str | None,
 
 def table(words: Words, plot: Plot) -> str:
     """HTML of the cells that there are."""
-    axes = labelled(words, plot.axes)
+    labels = [
+        [text(f"{axis['name']}: {value}") for value in axis["values"]] for axis in labelled(words, plot.axes)
+    ]
     sheets = []
     for z, rows in enumerate(xyz.table(plot.ids, plot.axes)):
-        head = "".join(f'<th scope="col">{text(value)}</th>' for value in axes[0]["values"])
-        first = text(f"{axes[2]['name']}: {axes[2]['values'][z]}") if len(axes) > 2 else ""
+        head = "".join(f'<th scope="col">{label}</th>' for label in labels[0])
+        first = labels[2][z] if len(labels) > 2 else ""
         lines = [f'<tr><th scope="col">{first}</th>{head}</tr>']
         for y, row in enumerate(rows):
-            name = text(axes[1]["values"][y]) if len(axes) > 1 else ""
+            name = labels[1][y] if len(labels) > 1 else ""
             cells = "".join(_cell(plot, one, (x, y, z)) for x, one in enumerate(row))
             lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
         sheets.append(f"<table>{''.join(lines)}</table>")
