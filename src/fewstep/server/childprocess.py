@@ -112,7 +112,8 @@ def run(
 
     Args:
         config: see `fewstep.cli.child`.
-        folder: where its output goes, and a note of the process.
+        folder: where its output goes, and a note of the process. What it says to stderr is added to what is
+            there: several commands of one job have one log.
         variables: its environment.
         stop: asked now and then whether it is to stop: SIGINT, and SIGKILL after ``grace`` seconds.
         told: every line that it prints to stderr.
@@ -121,14 +122,15 @@ def run(
     Raises:
         OSError: it cannot be started.
     """
-    with (folder / STDOUT).open("wb") as out, (folder / STDERR).open("wb") as err:
+    with (folder / STDOUT).open("wb") as out, (folder / STDERR).open("ab") as err:
+        begin = err.tell()
         process = subprocess.Popen(  # noqa: S603
             command(config), stdin=subprocess.PIPE, stdout=out, stderr=err, env=dict(variables), shell=False,
             close_fds=True, start_new_session=True,
         )  # fmt: skip
     try:
         _note(folder, process.pid)
-        lines = _Lines(folder / STDERR, told)
+        lines = _Lines(folder / STDERR, begin, told)
         asked: float | None = None
         killed = False
         while not _over(process):
@@ -207,10 +209,11 @@ def said(line: str) -> Said:
 
 
 class _Lines:
-    """Reads what was added to a file."""
+    """Reads what was added to a file after a place in it."""
 
-    def __init__(self, path: Path, told: Callable[[Said], None]) -> None:
+    def __init__(self, path: Path, begin: int, told: Callable[[Said], None]) -> None:
         self._file = path.open("rb")
+        self._file.seek(begin)
         self._rest = b""
         self._told = told
         self.error: str | None = None

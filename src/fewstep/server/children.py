@@ -226,11 +226,13 @@ class Children:
             folder.mkdir(parents=True, exist_ok=True)
         atomic.remove_folder(run.made)
         run.made.mkdir()
+        (run.folder / childprocess.STDERR).unlink(missing_ok=True)  # of the time before
         if child.plan.recipe is not None:
             atomic.write_text(run.recipe, child.plan.recipe)
         for command in child.plan.commands:
             if task.cancelled():
                 raise Cancelled("stopped by request")
+            child.tell(0, 0, None)  # it counts for itself, and begins
             self._one(child, task, run, command)
         result = products.publish(
             self._settings,

@@ -351,6 +351,34 @@ def test_shipped_recipes_survive_the_server(tmp_path: Path) -> None:
         assert changed <= {"seed", "stages", "runtime.checkpoint_minutes"}, changed
 
 
+def test_the_log_keeps_what_every_command_said_and_each_counts_for_itself(world: World) -> None:
+    (world.settings.data / "own" / "base" / "fewstep.json").write_text(contract())
+    for part in ("vae", "text_encoder", "tokenizer"):
+        (world.settings.data / "own" / "base" / part).mkdir()
+    job_id = world.children.submit(
+        work.DistillBody(
+            kind="distill", name="fast", method="lcm", dataset="dog", model="base", images=40, bundle="dial"
+        )
+    )
+    job, told = world.children.pending(job_id), []
+    assert job is not None
+    job.listen(lambda progress: told.append((progress.step, progress.total)))
+    assert job.future.result(60) == {"model": "fast", "bundle": "dial"}
+    log = world.children.log(job_id, 100)
+    assert [line for line in log if "encoding" in line] == ["fewstep: encoding 1/2"] * 3  # data, distill, export
+    # An export that begins is not as far as the distillation before it was.
+    assert (0, 0) in told[told.index((600, 600)) :]
+
+
+def test_a_job_that_is_done_again_has_a_log_of_its_own(world: World) -> None:
+    job_id = world.children.submit(train(trigger="bad"))
+    until(lambda: world.state(job_id) == "failed")
+    before = world.children.log(job_id, 100)
+    world.children.again(world.jobs.get(job_id, None))
+    until(lambda: world.state(job_id) == "failed" and world.children.pending(job_id) is None)
+    assert world.children.log(job_id, 100) == before
+
+
 def test_a_method_is_checked_by_the_distillation_itself(world: World, tmp_path: Path) -> None:
     from fewstep.distillation.checks import check_recipe
     from fewstep.distillation.sections import DistillationRecipe
