@@ -98,9 +98,21 @@ def matching(model: Mapping[str, Any], values: Mapping[str, Any]) -> Stop | None
 
 
 def choices(words: Words, model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(label, name) of the stops of a model, with the times that were measured."""
-    measured = times(model["hash"])
-    return [(_label(words, stop, measured.get(stop.name)), stop.name) for stop in stops(model)]
+    """(label, name) of the stops of a model, with the times that were measured.
+
+    Students that have a number of steps in common are named: one that was distilled here often has the steps
+    of one that came with its teacher.
+    """
+    measured, found = times(model["hash"]), stops(model)
+    students = [stop for stop in found if stop.student != TEACHER]
+    named = {
+        one.student for one in students for other in students
+        if one.steps == other.steps and one.student != other.student
+    }  # fmt: skip
+    return [
+        (_label(words, stop, measured.get(stop.name), named=stop.student in named), stop.name)
+        for stop in found
+    ]
 
 
 def times(model_hash: str) -> dict[str, float]:
@@ -154,9 +166,11 @@ def _stop(student: str, steps: int, contract: Mapping[str, Any]) -> Stop:
     )  # fmt: skip
 
 
-def _label(words: Words, stop: Stop, seconds: float | None) -> str:
+def _label(words: Words, stop: Stop, seconds: float | None, *, named: bool) -> str:
     steps = words("create.step" if stop.steps == 1 else "create.steps", n=stop.steps)
     parts = [words("create.teacher"), steps] if stop.student == TEACHER else [steps]
+    if named:
+        parts.append(stop.student)
     if seconds is not None:
         parts.append(words("create.seconds", n=f"{seconds:.2f}" if seconds < 9.995 else f"{seconds:.0f}"))
     return " · ".join(parts)

@@ -80,6 +80,21 @@ def test_the_stop_of_raw_settings_is_found_or_there_is_none() -> None:
     assert dial.matching(MODEL, {**dial.stops(MODEL)[0].values(), "guidance_scale": 3}) is None
 
 
+def test_students_of_the_same_steps_are_told_apart_by_their_names() -> None:
+    made = {"name": "fast", "steps": [1, 4, 8], "contract": FEW}
+    labels = dict(
+        (name, label)
+        for label, name in dial.choices(Words("en"), {**MODEL, "students": [*MODEL["students"], made]})
+    )
+    assert labels == {
+        "one:1": "1 step · one", "fast:1": "1 step · fast", "four:2": "2 steps · four",
+        "four:4": "4 steps · four", "fast:4": "4 steps · fast", "fast:8": "8 steps · fast",
+        "none:20": "teacher · 20 steps",
+    }  # fmt: skip
+    alone = [label for label, _ in dial.choices(Words("en"), {**MODEL, "students": [made]})]
+    assert alone == ["1 step", "4 steps", "8 steps", "teacher · 20 steps"]
+
+
 def test_no_time_is_shown_before_it_was_measured(folder: Path) -> None:
     labels = [label for label, _ in dial.choices(Words("en"), MODEL)]
     assert labels == ["1 step", "2 steps", "4 steps", "teacher · 20 steps"]
