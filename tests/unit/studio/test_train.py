@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from fewstep.errors import UsageError
 from fewstep.server.schemas.work import DistillBody, TrainBody
 from fewstep.studio import curves, forms
+from fewstep.studio.client import Api
 from fewstep.studio.tabs import runs, train, train_pictures
 from fewstep.studio.words import LANGUAGES, Words, texts
 
@@ -103,3 +105,27 @@ def test_states_of_runs_are_texts_and_never_markup(language: str) -> None:
         words, "/api/v1/jobs/x", [f"00-a-{n:010d}.png" for n in range(1, 7)] + [f"{HOSTILE}.png"]
     )
     assert grids.count("<img") == 4 and "<script>" not in grids
+
+
+def test_the_model_that_was_chosen_stays_and_the_servers_own_is_the_first() -> None:
+    class Server:
+        async def get(self, path: str) -> dict[str, Any]:
+            assert path == "/api/v1/models"
+            plain = {"default": False, "kinds": []}
+            return {
+                "models": [
+                    {"name": "ball-fast", "kind": "pipeline", **plain},
+                    {"name": "base", "kind": "bundle", "kinds": ["bundle", "pipeline"], "default": True},
+                    {"name": "base-ball-fast", "kind": "bundle", **plain},
+                ]
+            }
+
+    there = asyncio.run(train_pictures.trainable(cast(Api, Server())))
+    assert there == ["base", "ball-fast"]  # what was distilled here is no first choice of a teacher
+    words = Words("en")
+    assert train_pictures.offered(words, there, None)[1]["value"] == "base"
+    assert train_pictures.offered(words, there, "ball-fast")[1]["value"] == "ball-fast"
+    assert train_pictures.offered(words, there, "gone")[1]["value"] == "base"
+    sentence, update = train_pictures.offered(words, [], "base")
+    assert words("train.no_model").split()[0] in sentence
+    assert update["value"] is None

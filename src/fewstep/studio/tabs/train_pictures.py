@@ -187,9 +187,13 @@ def _kind(path: Path) -> str:
 
 
 async def trainable(api: Api) -> list[str]:
-    """Models that can be taught: folders and single files with weights; runtime bundles cannot."""
+    """Models that can be taught, the server's own first: folders and single files with weights.
+
+    Runtime bundles cannot. The others come by name, and what was made here would often be before its teacher.
+    """
     models = (await api.get("/api/v1/models"))["models"]
-    return [one["name"] for one in models if {"pipeline", "checkpoint"} & {one["kind"], *one["kinds"]}]
+    found = [one for one in models if {"pipeline", "checkpoint"} & {one["kind"], *one["kinds"]}]
+    return [one["name"] for one in sorted(found, key=lambda one: not one["default"])]
 
 
 def wire_models(frame: Frame, none: gr.HTML, model: gr.Dropdown) -> None:
@@ -197,14 +201,20 @@ def wire_models(frame: Frame, none: gr.HTML, model: gr.Dropdown) -> None:
     words = frame.words
     assert frame.tab is not None
 
-    async def opened(request: gr.Request) -> list[Any]:
+    async def opened(before: str | None, request: gr.Request) -> list[Any]:
         try:
-            there = await trainable(api_of(request))
+            return offered(words, await trainable(api_of(request)), before)
         except ApiError:
             return [gr.skip()] * 2
-        return [sentence(words, there), gr.update(choices=there, value=there[0] if there else None)]
 
-    frame.tab.select(opened, None, [none, model], **_QUIET)
+    # Unchecked: after a restart of the server the choices that this page has are none that Gradio knows.
+    frame.tab.select(opened, [model], [none, model], preprocess=False, **_QUIET)
+
+
+def offered(words: Words, there: Sequence[str], before: str | None) -> list[Any]:
+    """Values for the sentence and the choice of a model; what was chosen before stays while it is there."""
+    chosen = before if before in there else next(iter(there), None)
+    return [sentence(words, there), gr.update(choices=list(there), value=chosen)]
 
 
 def sentence(words: Words, there: Sequence[str]) -> str:
