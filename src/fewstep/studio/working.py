@@ -1,4 +1,4 @@
-"""How far long work is, as a line of text with a bar."""
+"""How far long work is, as a line of text with a bar; times and sizes for people."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ def line(job: Mapping[str, Any], words: Words) -> str:
     else:
         said = words("models.failed", why=job.get("error") or state)
     return f"<p class='working {text(state)}' role='status'>{bar}<span>{text(said)}</span></p>"
+
+
+def lasting(words: Words, seconds: float) -> str:
+    """A time that something took or takes, for people."""
+    if seconds < 90:
+        return words("runs.seconds", n=round(seconds))
+    return words("runs.minutes", n=round(seconds / 60))
 
 
 def size(count: float) -> str:

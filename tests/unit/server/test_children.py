@@ -365,7 +365,9 @@ def test_the_log_keeps_what_every_command_said_and_each_counts_for_itself(world:
     job.listen(lambda progress: told.append((progress.step, progress.total)))
     assert job.future.result(60) == {"model": "fast", "bundle": "dial"}
     log = world.children.log(job_id, 100)
-    assert [line for line in log if "encoding" in line] == ["fewstep: encoding 1/2"] * 3  # data, distill, export
+    assert [line for line in log if "encoding" in line] == [
+        "fewstep: encoding 1/2"
+    ] * 3  # data, distill, export
     # An export that begins is not as far as the distillation before it was.
     assert (0, 0) in told[told.index((600, 600)) :]
 

@@ -82,10 +82,8 @@ def test_the_stop_of_raw_settings_is_found_or_there_is_none() -> None:
 
 def test_students_of_the_same_steps_are_told_apart_by_their_names() -> None:
     made = {"name": "fast", "steps": [1, 4, 8], "contract": FEW}
-    labels = dict(
-        (name, label)
-        for label, name in dial.choices(Words("en"), {**MODEL, "students": [*MODEL["students"], made]})
-    )
+    both = {**MODEL, "students": [*MODEL["students"], made]}
+    labels = {name: label for label, name in dial.choices(Words("en"), both)}
     assert labels == {
         "one:1": "1 step · one", "fast:1": "1 step · fast", "four:2": "2 steps · four",
         "four:4": "4 steps · four", "fast:4": "4 steps · fast", "fast:8": "8 steps · fast",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Final
@@ -20,6 +20,7 @@ from fewstep.studio.client import Api, ApiError, api_of
 from fewstep.studio.frame import Frame
 from fewstep.studio.markup import text
 from fewstep.studio.words import Words
+from fewstep.studio.working import lasting
 
 EVERY: Final = 2.0
 """Seconds between two looks at what runs."""
@@ -87,13 +88,14 @@ class Runs:
         return f"{job['title']} · {state} · {when}"
 
 
-def build(frame: Frame, tab: str, kind: str) -> Runs:
+def build(frame: Frame, tab: str, kind: str, *, made: Callable[[], None] | None = None) -> Runs:
     """The view; call it where it is to stand.
 
     Args:
         frame: of the page; its tab is the one that is being built.
         tab: begin of the components' ids.
         kind: of the jobs.
+        made: builds what tells of a run that is done, between its state and its curves.
     """
     words = frame.words
     run = gr.Dropdown([], label=words("runs.choose"), elem_id=f"{tab}-run", visible=False)
@@ -101,6 +103,8 @@ def build(frame: Frame, tab: str, kind: str) -> Runs:
     with gr.Row():
         stop = gr.Button(words("runs.cancel"), variant="stop", visible=False, elem_id=f"{tab}-stop")
         again = gr.Button(words("runs.again"), visible=False, elem_id=f"{tab}-again")
+    if made is not None:
+        made()
     curve = gr.HTML(elem_id=f"{tab}-curves", padding=False)
     pictures = gr.HTML(elem_id=f"{tab}-samples", padding=False)
     with gr.Accordion(words("runs.log"), open=False):
@@ -113,16 +117,16 @@ def build(frame: Frame, tab: str, kind: str) -> Runs:
             elem_id=f"{tab}-log",
         )
     timer, finished = gr.Timer(EVERY, active=False), gr.State(None)
-    made = Runs(kind, run, [run, said, curve, pictures, log, stop, again, timer, finished], finished, words)
+    view = Runs(kind, run, [run, said, curve, pictures, log, stop, again, timer, finished], finished, words)
 
     async def look(chosen: str | None, request: gr.Request) -> list[Any]:
-        return await made.shown(api_of(request), chosen)
+        return await view.shown(api_of(request), chosen)
 
     async def quietly(chosen: str | None, request: gr.Request) -> list[Any]:
         try:
             return await look(chosen, request)
         except ApiError:  # the server is away for a moment: the next look tells
-            return [gr.skip()] * len(made.outputs)
+            return [gr.skip()] * len(view.outputs)
 
     def verb(name: str) -> Any:
         async def ask(chosen: str | None, request: gr.Request) -> list[Any]:
@@ -134,13 +138,13 @@ def build(frame: Frame, tab: str, kind: str) -> Runs:
 
         return ask
 
-    timer.tick(quietly, [run], made.outputs, trigger_mode="once", **_QUIET)
-    run.input(quietly, [run], made.outputs, **_QUIET)
-    stop.click(verb("cancel"), [run], made.outputs, **_QUIET)
-    again.click(verb("requeue"), [run], made.outputs, **_QUIET)
+    timer.tick(quietly, [run], view.outputs, trigger_mode="once", **_QUIET)
+    run.input(quietly, [run], view.outputs, **_QUIET)
+    stop.click(verb("cancel"), [run], view.outputs, **_QUIET)
+    again.click(verb("requeue"), [run], view.outputs, **_QUIET)
     assert frame.tab is not None
-    frame.tab.select(quietly, [run], made.outputs, **_QUIET)
-    return made
+    frame.tab.select(quietly, [run], view.outputs, **_QUIET)
+    return view
 
 
 def status(words: Words, job: Mapping[str, Any]) -> str:
@@ -152,7 +156,7 @@ def status(words: Words, job: Mapping[str, Any]) -> str:
         said, bar = _running(words, now)
     elif state == "done":
         took = (job.get("finished") or 0) - (job.get("started") or 0)
-        said = words("runs.done", time=_time(words, max(took, 0)))
+        said = words("runs.done", time=lasting(words, max(took, 0)))
     elif state == "failed":
         said = words("runs.failed", why=job.get("error") or "")
     else:
@@ -165,7 +169,7 @@ def _running(words: Words, now: Mapping[str, Any]) -> tuple[str, str]:
     seconds = round(now.get("seconds") or 0)
     left = re.search(r"(\d+):(\d\d):(\d\d) left$", message)
     if total and left:  # of a training's own line, which knows its rate
-        rest = _time(words, 3600 * int(left[1]) + 60 * int(left[2]) + int(left[3]))
+        rest = lasting(words, 3600 * int(left[1]) + 60 * int(left[2]) + int(left[3]))
         said = words("runs.counted", step=step, total=total, left=rest)
     else:
         said = message or words("runs.starting")
@@ -205,9 +209,3 @@ def grids(words: Words, path: str, samples: Sequence[str]) -> str:
             f"<figcaption>{said}</figcaption></figure>"
         )
     return f'<h4>{text(words("runs.samples"))}</h4><div class="grids">{"".join(found)}</div>' if found else ""
-
-
-def _time(words: Words, seconds: float) -> str:
-    if seconds < 90:
-        return words("runs.seconds", n=round(seconds))
-    return words("runs.minutes", n=round(seconds / 60))
