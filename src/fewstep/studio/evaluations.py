@@ -114,7 +114,7 @@ def table(words: Words, evaluated: Sequence[Evaluated]) -> str:
             *("—" if value is None else _shown(value) for value in values),
             "—" if real is None else _plain(real, first[name].get("unit") or ""),
         ]
-        line = "".join(f"<td>{text(cell)}</td>" for cell in cells)
+        line = "".join(f"<td>{cell}</td>" for cell in cells)
         said = text(words(f"distil.figure_{name}"))
         lines.append(f'<tr data-figure="{name}"><th scope="row">{said}</th>{line}</tr>')
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
@@ -155,10 +155,14 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _shown(figure: Mapping[str, Any]) -> str:
+    """HTML of a value with its interval."""
     unit = figure.get("unit") or ""
     said, low, high = _plain(figure["value"], unit), figure.get("low"), figure.get("high")
-    return said if low is None or high is None else f"{said} [{_plain(low, unit)}, {_plain(high, unit)}]"
+    if low is None or high is None:
+        return said
+    return f"{said} <small>[{_plain(low, unit)}, {_plain(high, unit)}]</small>"
 
 
 def _plain(value: float, unit: str) -> str:
-    return f"{100 * value:.1f}%" if unit == "%" else f"{value:.4f}"
+    """HTML of a number."""
+    return text(f"{100 * value:.1f}%" if unit == "%" else f"{value:.4f}")

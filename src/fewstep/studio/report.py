@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -69,13 +70,15 @@ class Row:
             seed: of the picture.
         """
         wanted = {
-            "model": self.model, "num_inference_steps": self.steps, "prompt": prompt, "seed": seed, "n": 1,
+            "model": self.model, "num_inference_steps": self.steps, "prompt": prompt, "seed": seed,
         }  # fmt: skip
+        jobs = Counter(one["job_id"] for one in pictures)
         for one in pictures:
             record = one["record"]
             student = (record.get("student") or {}).get("name", TEACHER)
-            same = student == self.student and not record.get("adapters")
-            if same and all(record.get(name) == value for name, value in wanted.items()):
+            # Of several that were drawn together each has the time of all.
+            alone = jobs[one["job_id"]] == 1 and not record.get("adapters")
+            if alone and student == self.student and wanted.items() <= record.items():
                 seconds = (record.get("history") or {}).get("timings", {}).get("total")
                 return replace(self, seconds=seconds, image=one["id"])
         return self
@@ -224,8 +227,8 @@ def _ways(words: Words, found: Sequence[Row]) -> str:
     measured = any(row.distance is not None for row in found)
     note = words("distil.distance_info" if measured else "distil.no_distance")
     return (
-        f"<table class='card'><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table><p><small>{text(note)}</small></p>"
+        f"<div class='wide'><table class='card'><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div><p><small>{text(note)}</small></p>"
     )
 
 

@@ -76,24 +76,27 @@ def test_a_student_that_is_a_model_of_its_own() -> None:
     assert "sample grids" in report.card(Words("en"), found)
 
 
-def picture(**changes: Any) -> dict[str, Any]:
+def picture(image: str = "a", job_id: str = "j2", **changes: Any) -> dict[str, Any]:
     """As the history has one that `Row.body` draws."""
     record = {
         "model": "base-fast", "student": {"name": "fast"}, "num_inference_steps": 4, "prompt": "a ball",
-        "seed": 1, "n": 1, "history": {"timings": {"total": 0.25}},
+        "seed": 1, "history": {"timings": {"total": 0.25}},
     }  # fmt: skip
-    return {"id": "a" * 32, "record": {**record, **changes}}
+    return {"id": image * 32, "job_id": job_id, "record": {**record, **changes}}
 
 
 def test_pictures_that_were_compared_are_found_again() -> None:
     row = report.rows(BUNDLE, "fast", {}, TEACHER)[2]
     other: list[dict[str, Any]] = [
-        {"student": {"name": "slow"}}, {"student": None}, {"num_inference_steps": 2}, {"seed": 2}, {"n": 4},
+        {"student": {"name": "slow"}}, {"student": None}, {"num_inference_steps": 2}, {"seed": 2},
         {"prompt": "a cat"}, {"model": "base"}, {"adapters": [{"name": "x"}]},
     ]  # fmt: skip
-    pictures = [picture(**changes) for changes in other]
+    pictures = [picture(job_id=f"o{place}", **changes) for place, changes in enumerate(other)]
+    # One of several that were drawn together took the time of all of them.
+    pictures += [picture("b", "many"), picture("c", "many", seed=2)]
     assert row.among(pictures, "a ball", 1) == row
-    found = row.among([*pictures, picture(), picture(history={"timings": {"total": 9.0}})], "a ball", 1)
+    older = picture("d", "j1", history={"timings": {"total": 9.0}})
+    found = row.among([*pictures, picture(), older], "a ball", 1)
     assert (found.image, found.seconds) == ("a" * 32, 0.25)
     plain = report.Row("base-fast", "none", 20)
     assert plain.among([picture(student=None, num_inference_steps=20)], "a ball", 1).image == "a" * 32
