@@ -50,7 +50,11 @@ def recipe(
             _lengths(stage, max(batch, round(total * share)), batch)
         else:  # how far it comes is not known: what is counted within a stage stays as it is
             stage["stop"] = {"images": images or _MOST, "hours": minutes / 60 * share}
-    values: dict[str, Any] = {"kind": "distillation", "seed": 0, "stages": stages}
+    # How far it is, and its losses: every 25 steps, fifty times in a short stage.
+    logged = max(1, min(25 * batch, *(stage["stop"]["images"] // 50 for stage in stages)))
+    values: dict[str, Any] = {
+        "kind": "distillation", "seed": 0, "stages": stages, "runtime": {"log_images": logged},
+    }  # fmt: skip
     if prompts and grids != 0:
         longest = max(stage["stop"]["images"] for stage in stages)
         every = max(batch, longest // (grids or GRIDS)) if minutes is None else 2_000

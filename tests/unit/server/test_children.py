@@ -407,6 +407,9 @@ def test_a_method_is_checked_by_the_distillation_itself(world: World, tmp_path: 
         recipe = parse_as(DistillationRecipe, plan.recipe)
         check_recipe(recipe)
         hours = [stage.stop.hours for stage in recipe.stages]
+        # How far it is is told every 25 steps, and fifty times in a short stage: somebody looks on.
+        shortest = min(stage.stop.images for stage in recipe.stages)
+        assert recipe.runtime.log_images == max(1, min(200, shortest // 50))
         if body.minutes is None:
             seen = sum(stage.stop.images for stage in recipe.stages)
             assert hours == [None] * len(hours)
