@@ -126,3 +126,26 @@ def test_a_lora_is_trained_through_a_reload_and_used(
         "result"
     ]["images"][0]
     assert np.abs(pixels(school, made["id"]) - pixels(school, plain)).mean() > 2.0
+
+
+def test_captions_are_written_picture_by_picture(studio: Studio, page: Page) -> None:
+    tab(page, "Train")
+    page.locator("#train-dataset input").fill("one-by-one")
+    page.locator("#train-dataset input").press("Enter")
+    files = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in balls()]
+    page.locator("#train-files input[type=file]").set_input_files(files)
+    said, box = page.locator("#train-one-picture figcaption"), page.locator("#train-one-caption textarea")
+    expect(said).to_have_text("1 of 5: ball-0 · 5 without a caption")
+    box.fill("a dark ball")
+    page.locator("#train-one-after").click()
+    expect(said).to_have_text("2 of 5: ball-1 · 4 without a caption")
+    expect(box).to_have_value("")
+    box.fill("a second one")
+    box.press("Shift+Enter")
+    expect(said).to_have_text("3 of 5: ball-2 · 3 without a caption")
+    page.locator("#train-one-before").click()
+    expect(box).to_have_value("a second one")
+    page.locator("#train-captions").get_by_text("ball-3").last.click()
+    expect(said).to_have_text("4 of 5: ball-3 · 3 without a caption")
+    captions = [one["caption"] for one in studio.get("/api/v1/datasets/one-by-one")["pictures"]]
+    assert captions == ["a dark ball", "a second one", "", "", ""]

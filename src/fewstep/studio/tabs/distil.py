@@ -12,7 +12,7 @@ from fewstep.server.schemas.work import DistillBody
 from fewstep.studio import forms
 from fewstep.studio.client import ApiError, api_of
 from fewstep.studio.frame import Frame
-from fewstep.studio.tabs import distil_card, runs, train_pictures
+from fewstep.studio.tabs import distil_card, runs, train_cards, train_pictures
 
 METHODS: Final = ("flash", "lightning", "lcm", "dmd2", "progressive")
 ANY_STEPS: Final = "lcm"
@@ -59,21 +59,21 @@ def build(frame: Frame) -> None:
             )
 
     async def begin(
-        dataset: str, table: Any, model: str | None, method: str, steps: str, name: str, images: float | None,
-        dial: bool, request: gr.Request, *more: Any,
+        dataset: str, table: Any, picture: str, caption: str, model: str | None, method: str, steps: str,
+        name: str, images: float | None, dial: bool, request: gr.Request, *more: Any,
     ) -> list[Any]:  # fmt: skip
         api = api_of(request)
         try:
             chosen = {**dict(zip(FURTHER, more, strict=True)), "steps": "" if method == ANY_STEPS else steps}
             values = forms.given(words, "distil", DistillBody, chosen)
             body = order(values, dataset, model, method, name, images, dial=dial)
-            await train_pictures.keep(api, dataset, table)
+            await train_pictures.keep(api, dataset, train_cards.merged(table, picture, caption))
             job = await api.post("/api/v1/jobs", body)
             return await view.shown(api, job["id"])
         except (ApiError, UsageError) as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    inputs = [pictures.dataset, pictures.captions, model, method, steps, name, images, dial]
+from fewstep.studio.tabs import distil_card, runs, train_cards, train_pictures
     start.click(begin, [*inputs, *further.values()], view.outputs, **_QUIET)
     method.change(lambda one: gr.update(visible=one != ANY_STEPS), [method], [steps], **_QUIET)
     distil_card.wire(frame, view, parts[0])

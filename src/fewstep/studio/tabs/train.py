@@ -12,7 +12,7 @@ from fewstep.server.schemas.work import TrainBody
 from fewstep.studio import forms
 from fewstep.studio.client import ApiError, api_of
 from fewstep.studio.frame import Frame
-from fewstep.studio.tabs import runs, train_pictures
+from fewstep.studio.tabs import runs, train_cards, train_pictures
 
 WHAT: Final = ("lora", "embedding", "dreambooth")
 FURTHER: Final = ("minutes", "rank", "learning_rate", "batch_size", "grids", "seed", "precision", "threads")
@@ -60,8 +60,8 @@ def build(frame: Frame) -> None:
                 use = gr.Button(words("train.use"), variant="primary", elem_id="train-use")
 
     async def begin(
-        dataset: str, table: Any, what: str, name: str, trigger: str, model: str | None, student: str | None,
-        images: float | None, request: gr.Request, *more: Any,
+        dataset: str, table: Any, picture: str, caption: str, what: str, name: str, trigger: str,
+        model: str | None, student: str | None, images: float | None, request: gr.Request, *more: Any,
     ) -> list[Any]:  # fmt: skip
         api = api_of(request)
         try:
@@ -76,7 +76,7 @@ def build(frame: Frame) -> None:
                 body["trigger"] = trigger.strip()
             if student:
                 body["student"] = student
-            await train_pictures.keep(api, dataset, table)
+            await train_pictures.keep(api, dataset, train_cards.merged(table, picture, caption))
             job = await api.post("/api/v1/jobs", body)
             return await view.shown(api, job["id"])
         except (ApiError, UsageError) as error:
@@ -106,7 +106,7 @@ def build(frame: Frame) -> None:
         except ApiError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    inputs = [pictures.dataset, pictures.captions, what, name, trigger, model, student, images]
+    inputs = [*pictures.inputs, what, name, trigger, model, student, images]
     start.click(begin, [*inputs, *further.values()], view.outputs, **_QUIET)
     model.change(students, [model], [student], **_QUIET)
     view.finished.change(lambda job: gr.update(visible=job is not None), [view.finished], [used], **_QUIET)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,13 +13,13 @@ import gradio as gr
 from fewstep.studio.client import Api, ApiError, api_of
 from fewstep.studio.frame import Frame
 from fewstep.studio.markup import text
+from fewstep.studio.tabs import train_cards
+from fewstep.studio.tabs.train_cards import Cards, Rows
 from fewstep.studio.words import Words
 
 _QUIET: Final[Mapping[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
 SENT: Final = 16 << 20
 """Bytes of one request; more pictures are sent in several."""
-Rows = list[list[str]]
-"""Of the table: a small picture as HTML, the name, the caption."""
 
 
 @dataclass(slots=True)
@@ -29,6 +29,12 @@ class Pictures:
     dataset: gr.Dropdown
     captions: gr.Dataframe
     trigger: gr.Textbox | None
+    cards: Cards
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Of an event that needs the captions: dataset, table, and name and caption of the card."""
+        return [self.dataset, self.captions, self.cards.name, self.cards.caption]
 
 
 def build(frame: Frame, tab: str, *, trigger: gr.Textbox | None = None) -> Pictures:
@@ -49,6 +55,7 @@ def build(frame: Frame, tab: str, *, trigger: gr.Textbox | None = None) -> Pictu
         file_types=[".png", ".jpg", ".jpeg", ".webp", ".txt"],
     )  # fmt: skip
     with gr.Accordion(words("train.captions"), open=True, visible=False) as fold:
+        cards = train_cards.build(words, tab)
         table = gr.Dataframe(
             headers=[words("train.picture"), words("train.name_of_picture"), words("train.caption")],
             datatype=["html", "str", "str"], column_count=3, column_widths=["100px", "120px", "60%"],
@@ -60,41 +67,83 @@ def build(frame: Frame, tab: str, *, trigger: gr.Textbox | None = None) -> Pictu
                 words("train.fill"), size="sm", visible=trigger is not None, elem_id=f"{tab}-fill"
             )
             save = gr.Button(words("train.save"), size="sm", elem_id=f"{tab}-save")
-    made = Pictures(dataset, table, trigger)
-    shown = [dataset, table, fold]
+    made = Pictures(dataset, table, trigger, cards)
+    shown = [dataset, table, fold, *cards.outputs]
 
     async def added(name: str | None, paths: list[str] | None, request: gr.Request) -> list[Any]:
         if not paths:
-            return [gr.skip()] * 4
+            return [gr.skip()] * (len(shown) + 1)
         api = api_of(request)
         try:
             wanted = (name or "").strip() or free_name(await names(api))
             for part in parts(paths):
                 await api.send("POST", f"/api/v1/datasets/{wanted}", files=part)
-            return [*await view(api, wanted), None]
+            return [*await view(words, api, wanted), None]
         except ApiError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    async def look(name: str | None, request: gr.Request) -> list[Any]:
+    async def look(name: str | None, rows: Rows, request: gr.Request) -> list[Any]:
         try:
-            return await view(api_of(request), name)
+            return await view(words, api_of(request), name, rows)
         except ApiError:
-            return [gr.skip()] * 3
+            return [gr.skip()] * len(shown)
 
-    async def kept(name: str | None, rows: Rows, request: gr.Request) -> None:
+    async def kept(
+        name: str | None, rows: Rows, picture: str, caption: str, request: gr.Request
+    ) -> list[Any]:
+        after = train_cards.merged(rows, picture, caption)
         try:
-            await keep(api_of(request), name, rows)
+            await keep(api_of(request), name, after)
         except ApiError as error:
             raise gr.Error(str(error), print_exception=False) from None
         gr.Info(words("train.saved"))
+        place = train_cards.place_of(after, picture)
+        return [after if after is not rows else gr.skip(), *train_cards.shown(words, name, after, place)]
+
+    def going(by: int) -> Callable[..., Any]:
+        """To the picture before or after; what was typed is saved on the way."""
+
+        async def go(
+            name: str | None, rows: Rows, picture: str, caption: str, request: gr.Request
+        ) -> list[Any]:
+            after = train_cards.merged(rows, picture, caption)
+            try:
+                await keep(api_of(request), name, train_cards.changed(rows, after))
+            except ApiError as error:
+                gr.Warning(str(error))  # it stays in the table
+            place = train_cards.place_of(after, picture) + by
+            return [after if after is not rows else gr.skip(), *train_cards.shown(words, name, after, place)]
+
+        return go
+
+    def choose(name: str | None, rows: Rows, event: gr.SelectData) -> list[Any]:
+        place = event.index[0] if isinstance(event.index, list | tuple) else event.index
+        return train_cards.shown(words, name, rows, int(place or 0))
+
+    def seen(name: str | None, rows: Rows, picture: str) -> list[Any]:
+        return train_cards.shown(words, name, rows, train_cards.place_of(rows, picture))
 
     files.upload(added, [dataset, files], [*shown, files], show_progress="minimal", api_visibility="private")
-    dataset.input(look, [dataset], shown, **_QUIET)
-    save.click(kept, [dataset, table], None, **_QUIET)
+
+    async def other(name: str | None, request: gr.Request) -> list[Any]:
+        return await look(name, [], request)
+
+    dataset.input(other, [dataset], shown, **_QUIET)
+    of_card = [table, *cards.outputs]
+    save.click(kept, made.inputs, of_card, **_QUIET)
+    gr.on([cards.after.click, cards.caption.submit], going(1), made.inputs, of_card, **_QUIET)
+    cards.before.click(going(-1), made.inputs, of_card, **_QUIET)
+    cards.caption.blur(train_cards.merged, made.inputs[1:], [table], **_QUIET)
+    table.select(choose, [dataset, table], cards.outputs, **_QUIET)
+    table.input(seen, [dataset, table, cards.name], cards.outputs, **_QUIET)
     if trigger is not None:
-        fill.click(filled, [table, trigger], [table], **_QUIET)
+        everywhere = fill.click(
+            lambda rows, picture, caption, word: filled(train_cards.merged(rows, picture, caption), word),
+            [*made.inputs[1:], trigger], [table], **_QUIET,
+        )  # fmt: skip
+        everywhere.then(seen, [dataset, table, cards.name], cards.outputs, **_QUIET)
     assert frame.tab is not None
-    frame.tab.select(look, [dataset], shown, **_QUIET)
+    frame.tab.select(look, [dataset, table], shown, **_QUIET)
     return made
 
 
@@ -103,19 +152,26 @@ async def names(api: Api) -> list[str]:
     return [one["name"] for one in (await api.get("/api/v1/datasets"))["datasets"]]
 
 
-async def view(api: Api, name: str | None) -> list[Any]:
-    """Values for the choice of a dataset, its table and the fold around that.
+async def view(words: Words, api: Api, name: str | None, before: Rows | None = None) -> list[Any]:
+    """Values for the choice of a dataset, its table, the fold around that, and its card.
 
     Args:
+        words: texts.
         api: of the visitor.
         name: of the dataset; None or empty is the first one.
+        before: the table as it is; where it has the same pictures, what was typed in it stays.
     """
     there = await names(api)
     chosen = name or (there[0] if there else "")
     if chosen not in there:
-        return [gr.update(choices=there, value=chosen), [], gr.update(visible=False)]
-    found = await api.get(f"/api/v1/datasets/{chosen}")
-    return [gr.update(choices=there, value=chosen), rows(found["pictures"]), gr.update(visible=True)]
+        card = train_cards.shown(words, chosen, [], 0)
+        return [gr.update(choices=there, value=chosen), [], gr.update(visible=False), *card]
+    found = (await api.get(f"/api/v1/datasets/{chosen}"))["pictures"]
+    choice, fold = gr.update(choices=there, value=chosen), gr.update(visible=True)
+    if train_cards.same(before or [], found):
+        return [choice, gr.skip(), fold, *[gr.skip()] * 5]
+    table = rows(found)
+    return [choice, table, fold, *train_cards.shown(words, chosen, table, 0)]
 
 
 async def keep(api: Api, name: str | None, table: Rows) -> None:
