@@ -37,3 +37,7 @@ def test_a_picture_is_read_back_and_drawn_again(studio: Any, page: Page, tmp_pat
     page.locator("#info-send-settings").click()
     page.locator("#prompt").wait_for()
     page.wait_for_function("text => document.querySelector('#prompt textarea').value === text", arg=HOSTILE)
+    # Its model is none of ours: the form says which one draws in its place.
+    note = page.locator("#create-note")
+    note.get_by_text("is not here; emoji-128 is used.").wait_for()
+    assert HOSTILE in note.inner_text() and note.locator("img").count() == 0

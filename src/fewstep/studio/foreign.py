@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -36,8 +37,6 @@ def record(facts: Mapping[str, Any]) -> dict[str, Any]:
     if (own := facts.get("record")) is not None and "seed" in own:
         return _clean(own)
     if facts.get("parameters") and (values := recalled.of_text(facts["parameters"])) is not None:
-        if not str(facts.get("tool")).startswith("fewstep"):
-            values.pop("model", None)  # of a name that means nothing here
         student = values.pop("student", None)
         variation = {"seed": values.get("variation_seed"), "strength": values.get("variation_strength")}
         return _clean({**values, "student": {"name": student}, "variation": variation})
@@ -50,10 +49,19 @@ def _of_others(facts: Mapping[str, Any]) -> dict[str, Any]:
     for name, theirs in _OTHER.items():
         found[name] = next((settings[one] for one in theirs if one in settings), None)
     names = (settings.get(one) for one in ("sampler_name", "name", "sampler", "scheduler"))
+    models = facts.get("models")
+    if isinstance(models, list) and models and isinstance(models[0], str):
+        found["model"] = _name(models[0])
     found["solver"] = next(
         (_SOLVERS[str(one).lower()] for one in names if str(one).lower() in _SOLVERS), None
     )
     return found
+
+
+def _name(file: str) -> str:
+    """Of a model as it would be called here, from the name of its file."""
+    name = re.split(r"[/\\]", file)[-1]
+    return re.sub(r"\.(safetensors|ckpt|pt)$", "", name)
 
 
 def _clean(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from html.parser import HTMLParser
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 from fewstep.studio import adapters, orders
+from fewstep.studio.client import ApiError
 from fewstep.studio.tabs import create_draw, create_form
 from fewstep.studio.words import LANGUAGES, Words
 
@@ -138,6 +140,11 @@ class Server:
             "/api/v1/models": {"models": [model]}, "/api/v1/models/emoji-128": model,
             "/api/v1/styles": {"styles": []}, "/api/v1/adapters": {"adapters": [one("gold"), one("ink")]},
         }  # fmt: skip
+        name = unquote(path.removeprefix("/api/v1/models/"))
+        if path.startswith("/api/v1/models/") and name != "emoji-128":
+            if name != "emoji-128:pipeline":
+                raise ApiError("not found", "not_found", 404)
+            return model | {"name": name}
         return answers[path]
 
 
@@ -168,6 +175,25 @@ def test_a_form_that_the_browser_kept_comes_back() -> None:
     assert found["prompt"] == "a fox" and found["seed"] == 7 and found["width"] == 64 and found["n"] == 16
     assert found["quality"] == "none:20" and found["adapters"] == [{"name": "gold", "weight": 0.5}]
     assert filled(kept | {"guidance_scale": 3.5})["quality"] is None
+
+
+def note(wanted: dict[str, Any], language: str = "en") -> str:
+    api: Any = Server()
+    model, _ = asyncio.run(create_form.facts(api, wanted.get("model")))
+    return create_form.replaced(Words(language), wanted, model)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_model_that_is_not_here_is_named(language: str) -> None:
+    """A pasted text of another model drew with the server's own, and nothing said so."""
+    for name in ("dreamshaper_8", "a:b", "../models/x:y", "x/../emoji-128", "emoji-128:gone"):
+        said = Elements(note({"model": name}, language)).text
+        assert name in said and "emoji-128" in said
+    hostile = Elements(note({"model": HOSTILE}, language))
+    assert HOSTILE[:40] in hostile.text and set(hostile.tags) == {"p"}
+    assert len(note({"model": "x" * 10_000})) < 400
+    for wanted in ({}, {"model": None}, {"model": "emoji-128"}, {"model": "emoji-128:pipeline"}):
+        assert note(wanted) == ""
 
 
 def test_what_is_no_longer_there_gives_way() -> None:

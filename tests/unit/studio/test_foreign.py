@@ -26,6 +26,7 @@ def test_the_web_uis_text() -> None:
     assert found == {
         "prompt": "a fox", "negative_prompt": "blurry", "num_inference_steps": 4, "solver": "euler_a",
         "guidance_scale": 1.5, "seed": 5, "width": 512, "height": 768, "student": {"name": "none"},
+        "model": "other",  # the form says so where it is not here
     }  # fmt: skip
     ours = foreign.record(
         facts(parameters=f"{TEXT}, Model: emoji-128, Student: four, Version: fewstep 0.1.0", tool="fewstep")
@@ -47,6 +48,13 @@ def test_settings_of_other_tools(settings: dict[str, Any]) -> None:
         "prompt": "a fox", "negative_prompt": "", "num_inference_steps": 4, "seed": 5, "guidance_scale": 1.5,
         "solver": "euler_a",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["xl.safetensors", "sdxl/xl.ckpt", "a\\xl.safetensors", "xl"])
+def test_a_models_file_has_the_name_that_it_would_have_here(file: str) -> None:
+    given = facts(prompt="a fox", settings={"seed": 5}, tool="ComfyUI", models=[file, "other"])
+    assert foreign.record(given)["model"] == "xl"
+    assert "model" not in foreign.record(given | {"models": []})
 
 
 def test_our_record_comes_back_whole() -> None:

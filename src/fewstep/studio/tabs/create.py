@@ -67,6 +67,7 @@ def build(frame: Frame) -> None:
     with gr.Row(elem_id="create-top"):
         with gr.Column(scale=6, min_width=280):
             made["prompt"] = create_form.top(words)
+            note = gr.HTML(visible=False, elem_id="create-note", padding=False)
         with gr.Column(scale=1, min_width=120):
             draw = gr.Button(words("create.draw"), variant="primary", elem_id="create-draw")
             stop = gr.Button(words("create.stop"), variant="stop", visible=False, elem_id="create-stop")
@@ -100,14 +101,15 @@ def build(frame: Frame) -> None:
     form.edit.follow(made["num_inference_steps"], made["model"])
     names = list(form.components)
     own = list(form.components.values())
-    filled = [facts, contract, *own]
+    filled = [facts, contract, note, *own]
     shared["create.filled"] = filled
 
     async def fill(wanted: Mapping[str, Any], request: gr.Request) -> list[Any]:
         updates, model = await create_form.filled(words, api_of(request), wanted)
         values = {name: update.get("value") for name, update in updates.items() if name != "adapters"}
         text = create_form.told(words, model, values)
-        return [model, text, *create_form.in_order(updates, names)]
+        said = create_form.replaced(words, wanted, model)
+        return [model, text, gr.update(value=said, visible=bool(said)), *create_form.in_order(updates, names)]
 
     shared["create.fill"] = fill
 

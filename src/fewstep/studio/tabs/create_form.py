@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
+from urllib.parse import quote
 
 import gradio as gr
 
 from fewstep.prompt.infotext import SAMPLERS
 from fewstep.studio import adapters, dial, styles
-from fewstep.studio.client import Api
+from fewstep.studio.client import Api, ApiError
+from fewstep.studio.markup import text
 from fewstep.studio.orders import FIELDS
 from fewstep.studio.tabs import create_styles
 from fewstep.studio.words import Words
@@ -132,10 +134,27 @@ async def facts(api: Api, name: str | None) -> tuple[dict[str, Any], list[str]]:
     """A model as the server describes it, and the names of all; the default one where there is none such."""
     found = (await api.get("/api/v1/models"))["models"]
     names = [one["name"] for one in found]
-    if name not in names and not (name and ":" in name):
-        name = next((one["name"] for one in found if one["default"]), names[0] if names else "")
-    model: dict[str, Any] = await api.get(f"/api/v1/models/{name}")
+    model: dict[str, Any]
+    # A model may be asked for in one of its forms: ``emoji-128:pipeline``.
+    if name and (name in names or name.rpartition(":")[0] in names):
+        try:
+            model = await api.get(f"/api/v1/models/{quote(name, safe='')}")
+            return model, names
+        except ApiError as error:
+            if error.status != 404 or name in names:
+                raise
+    usual = next((one["name"] for one in found if one["default"]), names[0] if names else "")
+    model = await api.get(f"/api/v1/models/{quote(usual, safe='')}")
     return model, names
+
+
+def replaced(words: Words, wanted: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """HTML that says which model settings name that is not here; nothing where it is, or none is named."""
+    name = wanted.get("model")
+    if not name or name == model["name"]:
+        return ""
+    said = words("create.replaced", wanted=str(name)[:100], name=model["name"])
+    return f'<p class="create-warning" role="status">{text(said)}</p>'
 
 
 async def filled(words: Words, api: Api, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
