@@ -73,7 +73,7 @@ def build(frame: Frame) -> None:
         except (ApiError, UsageError) as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-from fewstep.studio.tabs import distil_card, runs, train_cards, train_pictures
+    inputs = [*pictures.inputs, model, method, steps, name, images, dial]
     start.click(begin, [*inputs, *further.values()], view.outputs, **_QUIET)
     method.change(lambda one: gr.update(visible=one != ANY_STEPS), [method], [steps], **_QUIET)
     distil_card.wire(frame, view, parts[0])
