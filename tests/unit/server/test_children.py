@@ -478,14 +478,6 @@ def test_slugs(file: str, name: str) -> None:
     assert slug(file) == name
 
 
-def test_lines_that_tell_how_far_it_is() -> None:
-    assert childprocess.said("fewstep: 12 of 600 images, 3.0 images/s") == childprocess.Said(
-        "12 of 600 images, 3.0 images/s", 12, 600
-    )
-    assert childprocess.said("fewstep: encoding 3/5").done == 3
-    assert childprocess.said("fewstep: a 16/9 picture").done is None
-
-
 def test_a_process_that_cannot_be_started_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(childprocess, "command", lambda config: ["/nonexistent/python", str(config)])
     job_id = world.children.submit(train())
