@@ -1,7 +1,8 @@
 """Pictures of every tab for the documentation: python tests/browser/screenshots.py [NAME ...]
 
 Starts a server of its own with a fresh folder, makes real pictures, and writes docs/studio/NAME.png: every
-tab in English, and Create in the dark, on a phone, and in Chinese. Look at them before committing.
+tab in English, and Create in the dark, on a phone, and in Chinese. Distil shows a student that is made
+for it, which takes minutes and the drawing set; `report` is its card. Look at them before committing.
 """
 
 from __future__ import annotations
@@ -68,14 +69,39 @@ def train(studio: Studio, page: Page) -> None:
     page.wait_for_timeout(1000)
 
 
+def distil(studio: Studio, page: Page) -> None:
+    """A student of a minute, as the page would order it, drawn beside its teacher and measured."""
+    order = {
+        "kind": "distill", "name": "quick", "method": "lcm", "dataset": "drawings", "model": "emoji-128",
+        "bundle": "emoji-128-quick", "bundle_precision": "fp16", "images": 600, "batch_size": 8, "grids": 3,
+    }  # fmt: skip
+    assert studio.ended(studio.post("/api/v1/jobs", order)["id"], 1800)["state"] == "done"
+    show_tab(page, "create")
+    show_tab(page, "distil")
+    page.locator("#distil-compare").click(timeout=10 * PATIENCE)
+    page.locator("#distil-card table.card img").nth(4).wait_for(timeout=10 * PATIENCE)
+    page.locator("#distil-evaluate").click()
+    page.locator("#distil-card tr[data-figure=top1] td").nth(2).wait_for(timeout=30 * PATIENCE)
+    page.locator("#distil-evaluate:enabled").wait_for()
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(1500)
+
+
+def report(studio: Studio, page: Page) -> None:
+    """What `distil` has left."""
+    page.locator("#distil-card tr[data-figure=top1]").wait_for()
+
+
 def nothing(studio: Studio, page: Page) -> None:
     page.wait_for_timeout(1500)
 
 
 TABS: Final[dict[str, Callable[[Studio, Page], None]]] = {
     "create": create, "extras": extras, "info": info, "history": history, "merger": nothing, "models": models,
-    "train": train, "distil": nothing, "xyz": nothing, "settings": nothing,
+    "train": train, "distil": distil, "report": report, "xyz": nothing, "settings": nothing,
 }  # fmt: skip
+PARTS: Final = {"report": ("distil", "#distil-card")}
+"""Pictures of a part of a tab: the tab, and the part."""
 
 
 def drawn(studio: Studio, index: int) -> bytes:
@@ -93,17 +119,19 @@ def prepare(studio: Studio) -> None:
         job = studio.draw(prompt, seed=seed, num_inference_steps=4 if seed % 2 else None, n=1 + seed % 2)
     image = job["result"]["images"][0]
     studio.request("PATCH", f"/api/v1/images/{image}", {"favourite": True, "add_tags": ["food", "draft"]})
-    for index in range(5):
-        files = {"pictures": (f"drawing-{index}.png", drawn(studio, index), "image/png")}
-        made = studio.post("/api/v1/datasets/drawings", files=files)
-    captions = dict(zip((one["name"] for one in made["pictures"]), PROMPTS, strict=False))
+    by_prompt = {one["prompt"]: one["url"] for one in studio.get("/api/v1/images")["images"]}
+    for index, prompt in enumerate(PROMPTS):
+        files = {"pictures": (f"drawing-{index}.png", studio.bytes(by_prompt[prompt]), "image/png")}
+        studio.post("/api/v1/datasets/drawings", files=files)
+    captions = {f"drawing-{index}": prompt for index, prompt in enumerate(PROMPTS)}
     studio.request("PATCH", "/api/v1/datasets/drawings", {"captions": captions})
 
 
-def shoot(page: Page, name: str) -> None:
-    """At 256 colours, which is a third of the bytes."""
+def shoot(page: Page, name: str, part: str | None = None) -> None:
+    """At 256 colours, which is a third of the bytes; all of the window, or a part of the page."""
     page.mouse.move(0, 0)
-    with Image.open(io.BytesIO(page.screenshot())) as image:
+    taken = page.screenshot() if part is None else page.locator(part).screenshot()
+    with Image.open(io.BytesIO(taken)) as image:
         small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     OUT.mkdir(parents=True, exist_ok=True)
     small.save(OUT / f"{name}.png", optimize=True)
@@ -127,7 +155,7 @@ def main(wanted: list[str]) -> None:
         sys.exit(f"{', '.join(unknown)}: not known; there are {', '.join([*TABS, *others])}")
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder)) as studio,
+        serving(Path(folder), "--models-dir", str(ROOT / "weights")) as studio,
         sync_playwright() as playwright,
     ):
         prepare(studio)
@@ -136,9 +164,10 @@ def main(wanted: list[str]) -> None:
         page = opened(browser, studio)
         for name, fill in TABS.items():
             if not wanted or name in wanted:
-                show_tab(page, name)
+                tab, part = PARTS.get(name, (name, None))
+                show_tab(page, tab)
                 fill(studio, page)
-                shoot(page, name)
+                shoot(page, name, part)
         for name, (language, how) in others.items():
             if not wanted or name in wanted:
                 page = opened(browser, studio, language, **how)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -190,6 +191,20 @@ def check_card(page: Page, studio: Studio, job: dict[str, Any]) -> None:
     assert (grid.get_attribute("src") or "").endswith("00-lcm-0000000048.png")
 
 
+def compare(page: Page, studio: Studio) -> None:
+    """Press Compare, and find every row's picture in the card and in the history."""
+    page.locator("#distil-compare").click()
+    expect(page.locator("#distil-card table.card img")).to_have_count(5, timeout=LONG)
+    kept = studio.get("/api/v1/images", model="emoji-128-quick")["images"]
+    made = {(one["record"].get("student") or {}).get("name"): one["record"]["seed"] for one in kept}
+    assert len(kept) == 5 and made == {"quick": 1, None: 1}
+    # The history draws the newest first, the card the fewest steps first and the teacher last.
+    shown = [f"/api/v1/images/{one['id']}/file" for one in reversed(kept)]
+    images = page.locator("#distil-card table.card img")
+    assert [images.nth(place).get_attribute("src") for place in range(5)] == shown
+    assert images.first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 128
+
+
 def measure(page: Page, studio: Studio) -> None:
     """Press Evaluate, and find the figures of both in the card; they are those of the reports."""
     expect(page.locator("#distil-evaluate-steps input")).to_have_value("4")
@@ -239,6 +254,9 @@ def draw_with_it(page: Page, studio: Studio) -> dict[str, Any]:
         drawn = [one for one in studio.get("/api/v1/images")["images"] if one["id"] not in before]
     assert len(drawn) == 1
     expect(page.locator("#create-gallery img").first).to_be_visible()
+    # Times come one by one, the teacher's last, and leave what was chosen meanwhile.
+    expect(dial.locator("label", has_text="teacher")).to_have_text(re.compile(r"\d s$"), timeout=LONG)
+    expect(new.locator("input")).to_be_checked()
     found: dict[str, Any] = drawn[0]
     return found
 
@@ -274,12 +292,14 @@ def test_a_student_is_distilled_measured_and_a_stop_of_the_dial(
     job = distil(page, school)
     check_what_was_kept(school, job)
     check_card(page, school, job)
+    compare(page, school)
     measure(page, school)
 
-    page.reload()  # the card is the server's, with its figures
+    page.reload()  # the card is the server's, with its pictures and figures
     page.locator("#prompt").wait_for()
     page.get_by_role("tab", name="Distil", exact=True).click()
     check_card(page, school, job)
+    expect(page.locator("#distil-card table.card img")).to_have_count(5)
     expect(page.locator("#distil-card tr[data-figure=top1] td")).to_have_count(3)
 
     check_picture(school, draw_with_it(page, school))

@@ -12,6 +12,7 @@ import pytest
 
 from fewstep.studio import dial
 from fewstep.studio.client import Api, ApiError
+from fewstep.studio.tabs import create_form
 from fewstep.studio.words import Words
 
 BASE = {
@@ -108,6 +109,13 @@ def test_no_time_is_shown_before_it_was_measured(folder: Path) -> None:
     assert list(json.loads((folder / "times.json").read_text())) == ["h" * 64]
     assert measured(Server(0)) == 0  # nothing is drawn twice
     assert dial.times("other") == {}
+
+
+def test_a_time_that_was_measured_changes_no_choice() -> None:
+    """The stop may be another by the time that the page gets the label."""
+    update = create_form.relabelled(Words("en"), MODEL)
+    assert update["choices"] == dial.choices(Words("en"), MODEL) and "value" not in update
+    assert "choices" not in create_form.relabelled(Words("en"), None)
 
 
 def test_a_measurement_that_fails_leaves_what_was_measured(folder: Path) -> None:

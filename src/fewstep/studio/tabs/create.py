@@ -289,8 +289,5 @@ def _wire_times(frame: Frame, quality: gr.Radio) -> None:
             except ApiError:
                 return  # what was measured so far is there, the rest comes next time
 
-    def labels(model: dict[str, Any] | None, stop: str | None) -> Any:
-        return gr.update(choices=dial.choices(words, model), value=stop) if model else gr.skip()
-
     facts.change(measure, [facts], [measured], **_QUIET)
-    measured.change(labels, [facts, quality], [quality], **_QUIET)
+    measured.change(lambda model: create_form.relabelled(words, model), [facts], [quality], **_QUIET)

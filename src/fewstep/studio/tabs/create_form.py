@@ -199,6 +199,12 @@ async def filled(words: Words, api: Api, wanted: Mapping[str, Any]) -> tuple[dic
     return updates, model
 
 
+def relabelled(words: Words, model: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The dial's update when times were measured: labels alone, as another stop may be chosen meanwhile."""
+    update: dict[str, Any] = gr.skip() if model is None else gr.update(choices=dial.choices(words, model))
+    return update
+
+
 def negative(words: Words, model: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The negative prompt's update: greyed, with the reason, where it has no effect."""
     contract = dial.contract_of(model, values.get("student"))
