@@ -71,6 +71,7 @@ def _stages(method: str, steps: int, guidance: float) -> list[dict[str, Any]]:
             "num_steps": 16,
             "boundary_scaling": 0.0,
             "distance": "l2",
+            "weighting": "snr_plus_one",  # or the points of little noise are lost
         }
         return [_stage("lcm", section, 1e-4)]
     if method == "dmd2":
