@@ -217,7 +217,11 @@ class Heard:
         # Gradio says so of every event that it gives up itself: one that a newer replaces, or a page left.
         # Its client also closes a stream on which nothing waits, and may break off an event just begun.
         given_up = message.text.startswith(
-            ("AbortError: signal is aborted without reason", "Unexpected error Connection errored out.")
+            (
+                "AbortError: signal is aborted without reason",
+                "AbortError: BodyStreamBuffer was aborted",
+                "Unexpected error Connection errored out.",
+            )
         )
         if message.type == "error" and not given_up:
             self.faults.append(f"console: {message.text} ({message.location.get('url', '')})")

@@ -15,6 +15,7 @@ from gradio.context import Context
 
 from fewstep.errors import FewstepError
 from fewstep.server.schemas.live import Draw
+from fewstep.studio import preferred
 from fewstep.studio.client import ApiError, api_of
 from fewstep.studio.frame import Frame
 from fewstep.studio.tabs import create_draw
@@ -64,11 +65,13 @@ def wire(frame: Frame) -> None:
     chosen, drawn, gallery = (shared[f"create.{name}"] for name in ("chosen", "drawn", "gallery"))
     place = list(form.components).index("prompt")
 
-    def told(shown: str | None, *values: Any) -> dict[str, Any]:
+    async def told(shown: str | None, request: gr.Request, *values: Any) -> dict[str, Any]:
         marked = [*values]
         marked[place] = _MARK
         try:
-            return settings(form.body(*marked), shown)
+            return settings(form.body(*await preferred.early(api_of(request), form, marked)), shown)
+        except ApiError:
+            return settings({}, shown)
         except FewstepError as error:
             return {**settings({}, shown), "message": str(error), "field": error.field}
 

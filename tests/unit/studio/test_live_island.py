@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from importlib import resources
 from typing import Any
@@ -48,7 +49,10 @@ def test_a_form_that_makes_no_order_tells_the_island_why() -> None:
     names = list(orders.FIELDS)
     form: list[Any] = [None] * (len(names) + 12)
     form[names.index("styles")] = [f'["s", "{"x" * 30_000}", ""]']
-    found = told(None, *form)
+    form[names.index("student")] = "four"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "api_of", lambda request: None)
+        found = asyncio.run(told(None, None, *form))
     assert found["order"] == {} and found["field"] == "styles"
     assert "makes the prompt longer" in found["message"]
 

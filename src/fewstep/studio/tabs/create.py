@@ -139,7 +139,8 @@ def build(frame: Frame) -> None:
     async def order(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         api = api_of(request)
         try:
-            placed = await api.post("/api/v1/jobs", form.body(*values))
+            body = form.body(*await preferred.early(api, form, values))
+            placed = await api.post("/api/v1/jobs", body)
             async for changes in watched(api, placed["id"]):
                 yield changes
         except (ApiError, FewstepError) as error:
