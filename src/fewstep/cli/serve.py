@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,7 +148,8 @@ def command(
         return
     if replicas != "1":
         raise UsageError("--replicas is for --ray: without it there is one server")
-    app = early.Early(settings, lambda: _build(settings, studio=studio, json_logs=json_logs))
+    endings: list[Callable[[], None]] = []
+    app = early.Early(settings, lambda: _build(settings, endings, studio=studio, json_logs=json_logs))
     server = stopping.Server(
         uvicorn.Config(
             app, host=host, port=port, log_config=None, access_log=False, server_header=False,
@@ -155,6 +157,7 @@ def command(
         ),
         app,
         lambda found: output.note(f"listening on http://{host}:{found} (Ctrl-C stops it)"),
+        endings,
     )  # fmt: skip
     server.run()
     if isinstance(app.error, ImportError):
@@ -167,8 +170,10 @@ def command(
         )
 
 
-def _build(settings: ServerSettings, *, studio: bool, json_logs: bool) -> FastAPI:
-    """The application, whose imports take longer than opening the port."""
+def _build(
+    settings: ServerSettings, endings: list[Callable[[], None]], *, studio: bool, json_logs: bool
+) -> FastAPI:
+    """The application, whose imports take longer than opening the port; `endings` gets what ends streams."""
     from fewstep.server.app import create_app
     from fewstep.studio import mount
 
@@ -177,7 +182,9 @@ def _build(settings: ServerSettings, *, studio: bool, json_logs: bool) -> FastAP
         return create_app(settings)
     app = create_app(settings, pages=mount.POLICIES, uploads=mount.UPLOADS)
     services = app.state.services
-    mount.attach(app, warm=lambda: services.started or services.failure is not None, data=settings.data)
+    endings.append(
+        mount.attach(app, warm=lambda: services.started or services.failure is not None, data=settings.data)
+    )
     return app
 
 

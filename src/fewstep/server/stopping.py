@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
@@ -47,13 +47,22 @@ class Server(uvicorn.Server):
         config: of uvicorn; its time for shutting down is set here.
         work: what it serves.
         on_listening: told the port once the server listens on it, which port 0 leaves to the system.
+        endings: called when everything is drawn and the connections are about to be closed: they end streams
+            that end by nothing else. More may be added to it while it listens.
     """
 
-    def __init__(self, config: uvicorn.Config, work: Stoppable, on_listening: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        work: Stoppable,
+        on_listening: Callable[[int], None],
+        endings: Sequence[Callable[[], None]] = (),
+    ) -> None:
         config.timeout_graceful_shutdown = _ANSWERS
         super().__init__(config)
         self._work = work
         self._on_listening = on_listening
+        self._endings = endings
         self._idlers = Idlers()
         self._signals = 0
         self.broken = False
@@ -73,6 +82,12 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_listening(int(self.servers[0].sockets[0].getsockname()[1]))
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        """Hear no more, wait for what is being answered, and end."""
+        for end in self._endings:
+            end()
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to end."""

@@ -11,6 +11,7 @@ import contextlib
 import html
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from importlib import resources
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fewstep.studio.words import LANGUAGES, Words, language_of
 
@@ -45,6 +46,9 @@ UPLOADS: Final = tuple(
 )
 """Paths that take files as forms, for `fewstep.server.app.create_app`; the second takes what is painted."""
 
+_STREAM: Final = re.compile(r"/gradio_api/(heartbeat/[^/]+|queue/data)$")
+"""Paths of what Gradio sends for as long as a page is open."""
+
 _LOADING: Final = """<!doctype html>
 <html lang="{language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="refresh" content="1"><title>fewstep</title><style>
@@ -57,13 +61,17 @@ background:linear-gradient(90deg,#7c3aed 40%,#7c3aed33 40%) 0/200%}}
 """
 
 
-def attach(app: FastAPI, *, warm: Callable[[], bool], data: os.PathLike[str]) -> None:
+def attach(app: FastAPI, *, warm: Callable[[], bool], data: os.PathLike[str]) -> Callable[[], None]:
     """Give a server's application the studio, below `PATH`, and send its start page there.
 
     Args:
         app: not yet started.
         warm: whether the server has got past the work of its own start.
         data: folder of the server; the studio's uploads and settings lie below it.
+
+    Returns:
+        A function for when the server ends: it ends the streams on which open pages wait, which last as long
+        as their pages do. Call it in the server's own thread.
     """
     studio = _Later(warm, os.fspath(data))
     inner = app.router.lifespan_context
@@ -78,6 +86,7 @@ def attach(app: FastAPI, *, warm: Callable[[], bool], data: os.PathLike[str]) ->
     app.add_route("/favicon.ico", _icon, include_in_schema=False)
     app.add_route("/manifest.json", _manifest, include_in_schema=False)
     app.mount(PATH, studio)
+    return studio.hang_up
 
 
 async def _start(request: Request) -> Response:
@@ -104,6 +113,11 @@ class _Later:
         self._data = data
         self._app: ASGIApp | None = None
         self._failure: str | None = None
+        self._over = asyncio.Event()
+
+    def hang_up(self) -> None:
+        """End the streams of open pages, and every later one at once."""
+        self._over.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -117,8 +131,39 @@ class _Later:
             if self._app is None:
                 await self._loading(path)(scope, receive, send)
                 return
-        if self._app is not None:
+        if self._app is None:
+            return
+        if scope["type"] == "http" and _STREAM.search(scope["path"]):
+            await self._until_over(self._app, scope, receive, send)
+        else:
             await self._app(scope, receive, send)
+
+    async def _until_over(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and end the answer when the server ends: cut off by uvicorn, each would log a traceback."""
+        begun = cut = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            if not cut:
+                begun = True
+                await send(message)
+
+        answer = asyncio.ensure_future(app(scope, receive, sending))
+        over = asyncio.ensure_future(self._over.wait())
+        try:
+            await asyncio.wait((answer, over), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return await answer
+            cut = True
+            answer.cancel()
+            await asyncio.wait((answer,))
+            if begun:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await Response(status_code=503, headers={"Retry-After": "1"})(scope, receive, send)
+        finally:
+            over.cancel()
+            answer.cancel()
 
     def _loading(self, path: str) -> Response:
         language = path.split("/")[1]

@@ -66,9 +66,30 @@ def build(language: str) -> gr.Blocks:
         jobsbar.build(frame)
         live.wire(frame)
         gr.HTML(keys.dialog(words), elem_id="keys-list", padding=False, apply_default_css=False)
+        _stay(blocks)
     # Events wait for the server's own queue; Gradio's would be a second one.
     blocks.queue(default_concurrency_limit=None, api_open=False)
     return blocks
+
+
+def _stay(blocks: gr.Blocks) -> None:
+    """Let the stream on which a page hears of its events stay open for as long as the page is.
+
+    Gradio's server ends it when none is pending, and its client learns so later: an event that was asked for
+    in between waits for a stream that is gone, and with it every later one of the same kind, until some other
+    event opens a new one. On a busy machine changes of settings and of the live canvas were lost so. What is
+    named here never ends, so something is always pending. `tests/browser/test_restart.py` fails when Gradio
+    keeps its events otherwise.
+    """
+
+    def come(request: gr.Request) -> None:
+        blocks._queue.pending_event_ids_session.setdefault(str(request.session_hash), set()).add("page")
+
+    def gone(request: gr.Request) -> None:
+        blocks._queue.pending_event_ids_session.pop(str(request.session_hash), None)
+
+    blocks.load(come, None, None, show_progress="hidden", api_visibility="private")
+    blocks.unload(gone)
 
 
 def _header(words: Words) -> str:

@@ -107,6 +107,9 @@ const look = async () => {
   try {
     const answer = await fetch(`${JOBS}?state=queued&state=running&state=cut_off&limit=20`);
     if (answer.ok) show((await answer.json()).jobs);
+    // A server that was started again knows nothing of this page: what is pressed would wait for ever.
+    const {app_id} = await (await fetch("gradio_api/app_id")).json();
+    if (app_id !== window.gradio_config.app_id) return location.reload(); // the form survives it
   } catch { /* the server is away; its next answer tells */ }
   soon(document.hidden ? HIDDEN : busy ? BUSY : IDLE);
 };
