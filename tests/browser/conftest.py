@@ -34,6 +34,7 @@ from playwright.sync_api import (
     Page,
     Playwright,
     Request,
+    expect,
     sync_playwright,
 )
 
@@ -44,6 +45,7 @@ LONG: Final = 180.0
 """Seconds after which the server has failed to start, end, or answer; on a busy machine too."""
 PATIENCE: Final = 60_000
 """Milliseconds for which a page may take to show what it is asked for."""
+expect.set_options(timeout=PATIENCE)
 FLAGS: Final = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
 # One for all: each of its own would read the system's certificates again, and nothing here is encrypted.
 _HTTP: Final = httpx.Client(timeout=LONG, verify=False, trust_env=False)  # noqa: S501

@@ -15,7 +15,6 @@ from playwright.sync_api import Page, expect
 PROMPT = "a red apple, noto style, on a sky blue background"
 LONG = 180_000
 """Milliseconds for a picture, on a machine with much else to do."""
-expect.set_options(timeout=60_000)
 
 
 class Studio(Protocol):

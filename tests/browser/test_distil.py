@@ -26,8 +26,6 @@ from playwright.sync_api import Page, expect
 from fewstep.data import split
 from fewstep.data.emoji import Drawing
 
-expect.set_options(timeout=60_000)
-
 Studio = Any
 """The fixtures' `conftest.Studio`."""
 LONG = 600_000.0

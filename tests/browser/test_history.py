@@ -12,9 +12,6 @@ from playwright.sync_api import Page, expect
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{constructor}} </script><script>alert(3)</script> quokka"
 
 
-expect.set_options(timeout=60_000)
-
-
 def opened(page: Page, wanted: str = "") -> Any:
     """The grid of the history, with what a search finds."""
     page.get_by_role("tab", name="History", exact=True).click()

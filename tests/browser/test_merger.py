@@ -17,9 +17,6 @@ pytest.importorskip("torch")
 PIPELINE = Path(__file__).parents[2] / "weights" / "emoji-128"
 
 
-expect.set_options(timeout=60_000)
-
-
 def models(folder: Path) -> None:
     """The bundled model's pipeline, and a copy with other weights; both without students."""
     for name in ("one", "two"):

@@ -8,7 +8,6 @@ from playwright.sync_api import Locator, Page, expect
 
 LONG = 180_000
 """Milliseconds for a picture, on a machine with much else to do."""
-expect.set_options(timeout=60_000)
 
 Studio = Any
 """The fixtures' `conftest.Studio`."""

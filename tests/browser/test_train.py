@@ -14,8 +14,6 @@ import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 
-expect.set_options(timeout=60_000)
-
 Studio = Any
 """The fixtures' `conftest.Studio`."""
 LONG = 180.0

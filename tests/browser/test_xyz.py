@@ -9,8 +9,6 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-expect.set_options(timeout=60_000)
-
 Studio = Any
 """The fixtures' `conftest.Studio`."""
 

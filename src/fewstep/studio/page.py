@@ -86,7 +86,7 @@ def _stay(blocks: gr.Blocks) -> None:
         blocks._queue.pending_event_ids_session.setdefault(str(request.session_hash), set()).add("page")
 
     def gone(request: gr.Request) -> None:
-        blocks._queue.pending_event_ids_session.pop(str(request.session_hash), None)
+        blocks._queue.pending_event_ids_session.get(str(request.session_hash), set()).discard("page")
 
     blocks.load(come, None, None, show_progress="hidden", api_visibility="private")
     blocks.unload(gone)

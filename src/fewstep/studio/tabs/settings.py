@@ -143,13 +143,18 @@ def _changing(frame: Frame, parts: Mapping[str, Any], state: gr.HTML, reset: gr.
         values = await _values(api, answer["values"], words)
         return [line, *values, *await begun(api, request, list(body), now)]
 
+    async def held(request: gr.Request) -> dict[str, Any]:
+        """The size as it is: a field that is only left was not changed, and may not put anything back."""
+        before = (await api_of(request).get("/api/v1/settings"))["values"]
+        return {one: before[one] for one in _SIZE}
+
     def changed(name: str) -> Any:
         @told
         async def change(request: gr.Request, *given: Any) -> list[Any]:
             mine, now = given[: len(NAMES)], given[len(NAMES) :]
             values = dict(zip(NAMES, mine, strict=True))
             body = body_of(name, values)
-            if body is None:
+            if body is None or (name in _SIZE and body == await held(request)):
                 return [gr.skip()] * len(shown)
             return await kept(request, body, words("settings.saved", name=words(f"settings.{name}")), now)
 
