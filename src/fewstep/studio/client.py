@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from fewstep.studio.words import LANGUAGES, Words, texts
+
 if TYPE_CHECKING:
     import gradio as gr
 
@@ -41,6 +43,8 @@ class Api:
 
     base: str
     headers: dict[str, str]
+    language: str = LANGUAGES[0]
+    """Of the page: what kind of refusal it is is said in it, before the server's own sentence, in English."""
 
     async def get(self, path: str, **query: Any) -> Any:
         """JSON of a GET; ApiError when it is refused. Fields of the query that are None are left out."""
@@ -88,14 +92,17 @@ class Api:
             ) as client:
                 answer = await client.request(method, path, headers=self.headers | given, **how)
         except httpx.HTTPError as error:
-            raise ApiError(f"the server does not answer ({type(error).__name__}); reload the page") from None
+            why = type(error).__name__
+            raise ApiError(Words(self.language)("refusals.none", why=why)) from None
         if answer.is_success:
             return answer
         try:
             told = answer.json()["error"]
-            raise ApiError(told["message"], told["code"], answer.status_code, told.get("field"))
+            kind = texts("refusals").get(told["code"], {}).get(self.language, "")
+            raise ApiError(kind + told["message"], told["code"], answer.status_code, told.get("field"))
         except (ValueError, KeyError, TypeError):
-            raise ApiError(f"the server answered {answer.status_code}", "", answer.status_code) from None
+            said = Words(self.language)("refusals.other", status=answer.status_code)
+            raise ApiError(said, "", answer.status_code) from None
 
 
 def api_of(request: gr.Request) -> Api:
@@ -105,11 +112,14 @@ def api_of(request: gr.Request) -> Api:
         request: that Gradio gives a function with a parameter of this type.
     """
     assert request.request is not None  # only where Gradio makes one by hand
-    host, port = request.request.scope["server"][:2]
+    scope = request.request.scope
+    host, port = scope["server"][:2]
     if host in ("0.0.0.0", "::", ""):  # noqa: S104 - listens everywhere, so here as well
         host = "127.0.0.1"
     headers = {name: value for name in _PASSED_ON if (value := request.headers.get(name))}
-    return Api(f"http://{f'[{host}]' if ':' in host else host}:{port}", headers)
+    place = f"{scope.get('root_path', '')}{scope.get('path', '')}".split("/")
+    language = next((one for one in LANGUAGES if one in place), LANGUAGES[0])
+    return Api(f"http://{f'[{host}]' if ':' in host else host}:{port}", headers, language)
 
 
 def _given(query: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from fewstep.server.settings import Key
 from fewstep.studio.client import Api, ApiError, api_of
+from fewstep.studio.words import texts
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "api"))
 
@@ -24,10 +25,11 @@ from served import Served, serving
 SECRETS = {"ann": "a" * 12, "bob": "b" * 12}
 
 
-def visitor(server: Served, **headers: str) -> Api:
+def visitor(server: Served, language: str = "en", **headers: str) -> Api:
     """As for an event of the page: Gradio's request, with what a browser sends."""
     url = httpx.URL(server.url)
-    scope = {"server": (url.host, url.port)}
+    path = f"/studio/{language}/gradio_api/queue/join"
+    scope = {"server": (url.host, url.port), "root_path": f"/studio/{language}", "path": path}
     return api_of(SimpleNamespace(headers=headers, request=SimpleNamespace(scope=scope)))  # type: ignore[arg-type]
 
 
@@ -127,3 +129,21 @@ def test_the_server_is_asked_where_it_listens(host: str, base: str) -> None:
     scope = {"server": (host, 7860)}
     request: Any = SimpleNamespace(headers={}, request=SimpleNamespace(scope=scope))
     assert api_of(request).base == base
+
+
+def test_a_refusal_begins_in_the_language_of_the_page(server: Served) -> None:
+    def said(language: str) -> str:
+        api = visitor(server, language, authorization=f"Bearer {SECRETS['ann']}")
+        with pytest.raises(ApiError) as caught:
+            asyncio.run(api.post("/api/v1/jobs", {"prompt": "a fox", "width": 100}))
+        assert (caught.value.code, caught.value.field) == ("invalid_value", "width")
+        return str(caught.value)
+
+    assert said("zh") == "有一项设置无效。" + said("en")
+
+
+def test_every_code_of_the_server_is_said_in_chinese() -> None:
+    from fewstep.server import faults
+
+    known = {*faults.CODES.values(), *faults._STATUS_CODES.values(), "model_not_found", "out_of_memory"}
+    assert known <= texts("refusals").keys()

@@ -200,3 +200,26 @@ def test_what_is_no_longer_there_gives_way() -> None:
     found = filled({"model": "gone", "student": "nobody", "solver": "unknown", "num_inference_steps": 3})
     assert (found["model"], found["student"], found["solver"]) == ("emoji-128", "four", "ddim")
     assert found["quality"] == "four:4"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({}, ""),
+        ({"model": "m", "student": "four"}, ""),
+        ({"model": "m", "student": "none"}, ""),
+        ({"model": "gone", "student": "lost"}, "the model gone, which is not here; m is used"),
+        ({"student": "<b>lost"}, "the student &lt;b&gt;lost, which m does not have; four is used"),
+    ],
+)
+def test_a_model_or_student_that_settings_name_and_that_is_not_here_is_said(
+    wanted: dict[str, Any], said: str
+) -> None:
+    contract = {
+        "num_inference_steps": 4, "solver": "lcm", "guidance_scale": 1.0, "negative_prompt_effective": False,
+    }  # fmt: skip
+    model = {
+        "name": "m", "contract": contract, "students": [{"name": "four", "steps": [4], "contract": contract}],
+    }  # fmt: skip
+    found = create_form.replaced(Words("en"), wanted, model)
+    assert said in found and bool(found) == bool(said)

@@ -149,11 +149,16 @@ async def facts(api: Api, name: str | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def replaced(words: Words, wanted: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """HTML that says which model settings name that is not here; nothing where it is, or none is named."""
-    name = wanted.get("model")
-    if not name or name == model["name"]:
+    """HTML that says which model or student settings name that is not here; nothing where all are."""
+    name, student = wanted.get("model"), wanted.get("student")
+    if name and name != model["name"]:
+        said = words("create.replaced", wanted=str(name)[:100], name=model["name"])
+    elif student and student not in (dial.TEACHER, *(one["name"] for one in model["students"])):
+        used = dial.usual(model).student
+        used = words("create.teacher") if used == dial.TEACHER else used
+        said = words("create.replaced_student", wanted=str(student)[:100], name=model["name"], used=used)
+    else:
         return ""
-    said = words("create.replaced", wanted=str(name)[:100], name=model["name"])
     return f'<p class="create-warning" role="status">{text(said)}</p>'
 
 
