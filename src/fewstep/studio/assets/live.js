@@ -291,7 +291,7 @@ listen(part.scrub, "input", () => scrub(Number(part.scrub.value)));
 let known = JSON.stringify({...given(), shown: 0});
 watch("value", () => {
   const now = JSON.stringify({...given(), shown: 0});
-  if (now !== known && (newest || refused)) typed(); // the form has changed under a picture that is seen
+  if (now !== known && (newest || refused || count > floor)) typed(); // the form has changed under a picture, or a wish
   known = now;
   if (given().shown && given().shown !== shown) look(given().shown);
 });
