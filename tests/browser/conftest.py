@@ -54,32 +54,9 @@ ENDED: Final = {"done", "failed", "cancelled", "expired", "cut_off"}
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    own = [item for item in items if HERE in item.path.parents]
-    for item in own:
-        item.add_marker(pytest.mark.slow)
-    items[:] = spread(items, own, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-
-
-def spread(items: list[pytest.Item], own: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Whole modules of a browser for every process, at the start of its share: they wait more than they work.
-
-    In one process, one after the other, they took longer than everything else in the others. pytest-xdist
-    gives each process a share of the list, one after the other, and takes from the end of the longest.
-    """
-    modules = list(dict.fromkeys(item.path for item in own))
-    rest = [item for item in items if HERE not in item.path.parents]
-    if workers < 2 or not own or len(rest) < 50 * workers:
-        return items
-    found: list[pytest.Item] = []
-    for worker in range(workers):
-        mine = modules[worker * len(modules) // workers : (worker + 1) * len(modules) // workers]
-        group = [item for item in own if item.path in mine]
-        end = (worker + 1) * len(items) // workers if worker < workers - 1 else len(items)
-        count = end - len(found) - len(group)
-        # Some of the others before: those that -m leaves out move where the shares begin.
-        found += [*rest[:20], *group, *rest[20:count]]
-        rest = rest[count:]
-    return found
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slow)
 
 
 @dataclass
