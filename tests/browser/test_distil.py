@@ -282,6 +282,7 @@ def check_picture(studio: Studio, made: dict[str, Any]) -> None:
         assert np.abs(drawn(student, steps) - found).mean() > 2.0, (student, steps)
 
 
+@pytest.mark.soak  # three minutes of one process: continuous integration has twenty for everything
 def test_a_student_is_distilled_measured_and_a_stop_of_the_dial(
     school: Studio, open_page: Callable[..., Page], heard: Any
 ) -> None:
