@@ -39,10 +39,14 @@ import websockets
 from first_picture import ROOT, cpu
 
 STEPS = 4
-PROMPTS = (
-    "a red apple, noto style, on a sky blue background", "a fox, twemoji style, on a mint green background",
-    "a banana, fluent flat style, on a lavender background", "an owl, noto style, on a navy blue background",
+PROMPTS = tuple(
+    f"a {thing}, {style} style, on a {colour} background"
+    for colour in ("sky blue", "mint green", "lavender", "navy blue", "yellow", "white")
+    for style in ("noto", "twemoji", "fluent flat")
+    for thing in ("red apple", "fox", "banana", "pizza", "cat face", "cactus", "rocket", "bee", "crab",
+                  "tulip", "whale", "guitar")
 )  # fmt: skip
+"""More than the engine keeps the encoded texts of, so that every order's is encoded."""
 
 
 @dataclass
@@ -177,7 +181,7 @@ from fewstep.engine.engine import Engine
 from fewstep.engine.request import resolve
 engine = Engine()
 def request(seed):
-    return resolve(engine.info, prompt=%r[seed %% 4], seed=seed, num_inference_steps=%d)
+    return resolve(engine.info, prompt=%r[seed %% %d], seed=seed, num_inference_steps=%d)
 engine.generate(request(0))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -191,7 +195,7 @@ print(drawn / (time.perf_counter() - began), flush=True)
 
 async def bare(url: str, seen: Seen, clients: int, seconds: float) -> float:
     """Pictures a second of the engine alone, while clients ask a server for nothing as often as they did."""
-    program = _BARE % (list(PROMPTS), STEPS, seconds)
+    program = _BARE % (list(PROMPTS), len(PROMPTS), STEPS, seconds)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )

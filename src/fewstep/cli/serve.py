@@ -94,8 +94,8 @@ def command(
     ] = 300.0,
     batch: Annotated[
         int,
-        typer.Option("--batch", min=1, help="Orders drawn together; for GPUs.", rich_help_panel=_WORK),
-    ] = 1,
+        typer.Option("--batch", min=1, help="Orders drawn together.", rich_help_panel=_WORK),
+    ] = 4,
     grace: Annotated[
         float,
         typer.Option(

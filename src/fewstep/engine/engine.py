@@ -6,6 +6,7 @@ docs/concepts/engine.md for what a batch changes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -42,7 +43,7 @@ BACKENDS: tuple[str, ...] = ("auto", "openvino", "torch", "fake")
 
 
 class Engine:
-    """One model on one backend. Requests from several threads wait for one another.
+    """One model on one backend. Requests of several threads are drawn side by side on a backend with lanes.
 
     Args:
         model: an entry or a name of the registry, a folder or file as `Path`, what a model is put together
@@ -79,7 +80,7 @@ class Engine:
         # What requests may name, where that is not what lies in the usual folders.
         named = {"adapters": catalogue, "embeddings": learned}
         self._named: dict[str, Any] = {what: own for what, own in named.items() if own is not None}
-        self._lock = threading.Lock()
+        self._lanes = threading.Semaphore(self.backend.lanes)
         self.load_seconds = time.perf_counter() - started
 
     @property
@@ -146,7 +147,7 @@ class Engine:
             EngineError: the model failed.
         """
         first = parts[0].request
-        with self._lock:
+        with self._lanes:
             said = self.backend.adapt(adapters.applied(first.adapters, lenient=first.insist), first.student)
             try:
                 self._draw(parts, said)
@@ -160,7 +161,9 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the networks."""
-        with self._lock:
+        with contextlib.ExitStack() as every:
+            for _ in range(self.backend.lanes):
+                every.enter_context(self._lanes)
             self.backend.close()
 
     def _draw(self, parts: Sequence[Part], said: Sequence[str]) -> None:

@@ -178,3 +178,32 @@ def test_A18_a_compiled_network_of_other_circumstances_is_not_used(
     engine.generate(resolve(engine.info, prompt="a red apple", **given))
     made = set(cache.glob("*.blob")) - before
     assert len(made) == (2 if circumstance == "shape" else 3)  # the text encoder knows no size of pictures
+
+
+def test_a_text_that_was_just_encoded_is_not_encoded_again(ir_bundle, monkeypatch):
+    backend = OpenVINOBackend(bundle.open_bundle(ir_bundle))
+    ran, run = [], backend._side_by_side
+
+    def counted(part, shapes, inputs, size):
+        ran.extend(inputs[0])
+        return run(part, shapes, inputs, size)
+
+    monkeypatch.setattr(backend, "_side_by_side", counted)
+    length = backend.info.encoders[0].length
+
+    def texts(*numbers):
+        ran.clear()
+        ids = np.array([[number, *[1] * (length - 1)] for number in numbers], dtype=np.int64)
+        return backend.encode_text([ids], [np.ones_like(ids)]).tokens, len(ran)
+
+    first, encoded = texts(0, 3)
+    assert encoded == 2 and not np.array_equal(first[0], first[1])
+    again, encoded = texts(3, 0)
+    assert encoded == 0 and np.array_equal(first[::-1], again)
+    assert texts(4, 0)[1] == 1
+    for number in range(5, 5 + 64):
+        texts(number)
+    fresh, encoded = texts(0, 3)
+    assert encoded == 2 and np.array_equal(first, fresh)
+    assert len(backend._texts) == 64
+    backend.close()

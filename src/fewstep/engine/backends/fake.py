@@ -49,6 +49,7 @@ class FakeBackend:
     """
 
     name = "fake"
+    lanes = 1
 
     def __init__(
         self,

@@ -7,16 +7,17 @@ of 1.9 s for the bundled denoiser.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from fewstep.checkpoint.bundle import TOKENIZER, Bundle, student_part
 from fewstep.diffusion.contract import SamplingContract
 from fewstep.engine import control
-from fewstep.engine.backends import compiled_cache
+from fewstep.engine.backends import compiled_cache, lanes
 from fewstep.engine.backends.base import (
     Applied,
     Conditions,
@@ -38,14 +39,20 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Input name -> static shape, as a hashable key."""
 
 
+_TEXTS = 64
+"""Encoded texts that are kept, for the next seed or step count of the same prompt."""
+
+
 class OpenVINOBackend:
     """See `fewstep.engine.backends.base.Backend`.
 
     Args:
         bundle: what to run.
         threads: inference threads; None lets OpenVINO take every core.
-        rows: images that the denoiser is given at once. 1 loads the least; more is for servers, and worth it
-            where the CPU has wide matrix instructions (docs/concepts/engine.md).
+        rows: images that one call of the denoiser takes. 1 loads the least; more is for servers.
+
+    Text encoder and denoiser of a small model run in `lanes`, each call on its share of the threads; the
+    autoencoder's calls gain from every thread, and have all, one at a time.
 
     Raises:
         DependencyError: openvino is not installed.
@@ -57,7 +64,6 @@ class OpenVINOBackend:
     def __init__(self, bundle: Bundle, *, threads: int | None = None, rows: int = 1) -> None:
         if rows < 1:
             raise UsageError(f"rows is {rows}: give 1 or more")
-        self.rows = rows
         self._ov = import_openvino()
         self._core = self._ov.Core()
         self._bundle = bundle
@@ -71,9 +77,15 @@ class OpenVINOBackend:
         }
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
+        self.lanes = lanes.count(bundle.path("denoiser").with_suffix(".bin").stat().st_size, threads)
+        self.rows = max(rows, self.lanes)
+        self._most = rows
+        self._lanes = lanes.Lanes(self.lanes)
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="fewstep-load")
         self._loaded: dict[tuple[str, Shapes], Future[Any]] = {}
         self._lock = threading.Lock()
+        self._whole_lock = threading.Lock()
+        self._texts: dict[bytes, FloatArray] = {}
         self.info = model_info(bundle)
 
     def describe(self, student: str | None = None) -> Mapping[str, str]:
@@ -84,6 +96,7 @@ class OpenVINOBackend:
             "openvino": self._ov.get_version().split("-")[0],
             "precision": self._bundle.precision["denoiser"] if student is None else precisions[student],
             "threads": "all" if self._threads is None else str(self._threads),
+            "lanes": str(self.lanes),
         }
 
     def prepare(
@@ -99,7 +112,7 @@ class OpenVINOBackend:
     ) -> None:
         """Begin to load the denoiser first: it takes as long as all others together."""
         down, length = self._bundle.downscale, self._bundle.text_length * chunks
-        for batch in dict.fromkeys(size for rows in batches for size in self._sizes(rows)):
+        for batch in dict.fromkeys(size for rows in batches for size in self._wanted(rows)):
             shapes = self._denoiser_shapes(batch, height // down, width // down, length)
             self._load(_denoiser(student), shapes)
         self._load("text_encoder", self._text_shapes())
@@ -130,43 +143,49 @@ class OpenVINOBackend:
         clip_skip: int = 0,
         placed: Sequence[Sequence[Placed]] = (),
     ) -> Conditions:
-        """Two rows at a time, the shape that the bundle was made with."""
+        """One text in a call, and not again while it is among the last `_TEXTS`.
+
+        Most orders have one new text, beside an empty negative prompt. A text has the same bits in any batch.
+        """
         (own,), (own_mask,) = ids, masks
         assert own is not None and own_mask is not None and clip_skip == 0 and not placed
-        rows = []
-        for start in range(0, len(own), 2):
-            pair = [index if index < len(own) else start for index in (start, start + 1)]
-            inputs = [own[pair], own_mask[pair]] if self._bundle.text_mask else [own[pair]]
-            rows.append(self._run("text_encoder", self._text_shapes(), inputs))
-        return Conditions(tokens=f32(_concatenate(rows)[: len(own)]))
+        keys = [own[row].tobytes() + own_mask[row].tobytes() for row in range(len(own))]
+        with self._lock:
+            known = {key: self._texts.pop(key) for key in dict.fromkeys(keys) if key in self._texts}
+        new = [row for row, key in enumerate(keys) if key not in known and key not in keys[:row]]
+        if new:
+            inputs = [own[new], own_mask[new]][: 1 + self._bundle.text_mask]
+            made = self._side_by_side("text_encoder", lambda _: self._text_shapes(), inputs, lambda _: 1)
+            known |= {keys[row]: made[place : place + 1] for place, row in enumerate(new)}
+        with self._lock:
+            self._texts |= known  # the last ones used are the last in the dictionary
+            for key in [*self._texts][:-_TEXTS]:
+                del self._texts[key]
+        return Conditions(tokens=_concatenate([known[key] for key in keys]))
 
     def denoise(
         self, x: FloatArray, t: FloatArray, conditions: Conditions, student: str | None = None
     ) -> FloatArray:
-        """As few calls as `rows` allows; a network that was not prepared is compiled now.
+        """On every lane that is free, in as few calls as there are networks for.
 
         A row has the same bits in every batch size, see docs/concepts/engine.md; so a batch that became
-        smaller on the way goes on in the network that is there.
+        smaller on the way goes on in the network that is there, and one whose own network is still being
+        loaded goes through a smaller one. Without any this waits for its own.
         """
-        part, done, place = _denoiser(student), [], 0
+        part = _denoiser(student)
 
         def shapes(batch: int) -> Shapes:
             return self._denoiser_shapes(batch, x.shape[2], x.shape[3], conditions.tokens.shape[1])
 
-        for wanted in self._sizes(len(x)):
-            larger = [size for size in self._all_sizes() if size > wanted]
-            size = next((own for own in (wanted, *larger) if self._is_loaded(part, shapes(own))), wanted)
-            count = min(wanted, len(x) - place)
-            # The last row once more, in the places of a network that takes more than there are.
-            rows = [place + min(row, count - 1) for row in range(size)]
-            done.append(self._run(part, shapes(size), [x[rows], t[rows], conditions.tokens[rows]])[:count])
-            place += count
-        return _concatenate(done)
+        return self._side_by_side(
+            part, shapes, [x, t, conditions.tokens],
+            lambda left: self._size(left, lambda batch: self._is_there(part, shapes(batch))),
+        )  # fmt: skip
 
     def encode_image(self, pixels: FloatArray, *, scaled: bool = True) -> FloatArray:
         """One picture at a time."""
         shapes: Shapes = (("pixels", (1, *pixels.shape[1:])),)
-        rows = [self._run("vae_encoder", shapes, [pixels[i : i + 1]]) for i in range(len(pixels))]
+        rows = [self._whole("vae_encoder", shapes, pixels[i : i + 1]) for i in range(len(pixels))]
         raw = _concatenate(rows)
         return f32((raw - self._bundle.shift_factor) * self._bundle.scaling_factor) if scaled else raw
 
@@ -174,7 +193,7 @@ class OpenVINOBackend:
         """One picture at a time."""
         raw = f32(latents / self._bundle.scaling_factor + self._bundle.shift_factor)
         shapes: Shapes = (("latents", (1, *raw.shape[1:])),)
-        return _concatenate([self._run("vae_decoder", shapes, [raw[i : i + 1]]) for i in range(len(raw))])
+        return _concatenate([self._whole("vae_decoder", shapes, raw[i : i + 1]) for i in range(len(raw))])
 
     def close(self) -> None:
         """Stop loading and let go of every network."""
@@ -183,7 +202,7 @@ class OpenVINOBackend:
             self._loaded.clear()
 
     def _text_shapes(self) -> Shapes:
-        shape = (2, self._bundle.text_length)
+        shape = (1, self._bundle.text_length)
         return (("ids", shape), ("mask", shape)) if self._bundle.text_mask else (("ids", shape),)
 
     def _denoiser_shapes(self, batch: int, height: int, width: int, length: int) -> Shapes:
@@ -194,20 +213,25 @@ class OpenVINOBackend:
         )
 
     def _all_sizes(self) -> list[int]:
-        """Batch sizes that networks are compiled for, where there is a choice."""
-        return [] if self.rows == 1 else [1 << bits for bits in range(self.rows.bit_length())]
+        """Batch sizes that networks are compiled for."""
+        return [1 << bits for bits in range(self._most.bit_length())]
 
-    def _sizes(self, batch: int) -> list[int]:
-        """Batch sizes of the calls that so many rows are divided into: the last may have rows to spare."""
+    def _wanted(self, rows: int) -> list[int]:
+        """Batch sizes that so many rows are given in: where every lane is free, and where one is."""
+        shared = -(-rows // self.lanes)
+        return [self._size(shared, lambda size: True), self._size(rows, lambda size: True)]
+
+    def _size(self, left: int, is_there: Callable[[int], bool]) -> int:
+        """Batch size of the next call, of which so many rows are left."""
         sizes = self._all_sizes()
-        if not sizes:
-            return [batch]
-        whole, rest = divmod(batch, sizes[-1])
-        return [sizes[-1]] * whole + [size for size in sizes if size >= rest > 0][:1]
+        own = next((size for size in sizes if size >= left), sizes[-1])
+        best = [own, *(size for size in sizes if size > own), *(size for size in sizes[::-1] if size < own)]
+        return next((size for size in best if is_there(size)), own)
 
-    def _is_loaded(self, part: str, shapes: Shapes) -> bool:
+    def _is_there(self, part: str, shapes: Shapes) -> bool:
         with self._lock:
-            return (part, shapes) in self._loaded
+            network = self._loaded.get((part, shapes))
+        return network is not None and network.done()
 
     def _load(self, part: str, shapes: Shapes) -> Future[Any]:
         key = (part, shapes)
@@ -216,31 +240,75 @@ class OpenVINOBackend:
                 self._loaded[key] = self._pool.submit(self._compile, part, shapes)
             return self._loaded[key]
 
-    def _run(self, part: str, shapes: Shapes, inputs: list[Any]) -> FloatArray:
-        request = self._load(part, shapes).result()
-        values = {name: value for (name, _), value in zip(shapes, inputs, strict=True)}
-        try:
-            return f32(request.infer(values)[0])
-        except RuntimeError as error:
-            raise EngineError(f"{part}: OpenVINO failed while drawing ({_first_line(error)})") from error
+    def _side_by_side(
+        self,
+        part: str,
+        shapes: Callable[[int], Shapes],
+        inputs: Sequence[Any],
+        size: Callable[[int], int],
+    ) -> FloatArray:
+        """Rows through a network, on the lanes that are free now.
 
-    def _compile(self, part: str, shapes: Shapes) -> Any:
-        """An inference request of one network, from the cache when it is there."""
-        settings = ",".join(f"{key}={value}" for key, value in sorted(self._config.items()))
+        Args:
+            part: the network.
+            shapes: batch size -> its inputs' shapes.
+            inputs: B rows of each of its inputs.
+            size: rows -> the batch size that they are given in, or as many of them as it takes.
+        """
+        count, place, done = len(inputs[0]), 0, []
+        with self._lanes.take(count) as free:
+            share = -(-count // len(free))
+            while place < count:
+                begun: list[tuple[Any, int]] = []
+                try:
+                    for lane in free:
+                        if place == count:
+                            break
+                        batch = size(min(share, count - place))
+                        taken = min(batch, count - place)
+                        # The last row once more, in the places of a network that takes more than there are.
+                        rows = [place + min(row, taken - 1) for row in range(batch)]
+                        request = self._load(part, shapes(batch)).result()[lane]
+                        request.start_async(_named(shapes(batch), [values[rows] for values in inputs]))
+                        begun.append((request, taken))
+                        place += taken
+                    done += [_output(request, part)[:taken] for request, taken in begun]
+                finally:
+                    for request, _ in begun:
+                        with contextlib.suppress(RuntimeError):  # said above, or of no interest after another
+                            request.wait()
+        return _concatenate(done)
+
+    def _whole(self, part: str, shapes: Shapes, values: FloatArray) -> FloatArray:
+        """One call of a network that has every thread; others wait."""
+        (request,) = self._load(part, shapes).result()
+        with self._whole_lock:
+            request.start_async(_named(shapes, [values]))
+            return _output(request, part)
+
+    def _compile(self, part: str, shapes: Shapes) -> list[Any]:
+        """Inference requests of one network, one per lane; from the cache when it is there."""
+        parallel = 1 if part.startswith("vae_") else self.lanes
+        config = self._config | ({} if parallel == 1 else {"NUM_STREAMS": str(parallel)})
+        settings = ",".join(f"{key}={value}" for key, value in sorted(config.items()))
         file = compiled_cache.path(
             self._bundle.part_hash(part), str(shapes), settings, self._ov.get_version(),
             compiled_cache.cpu_identity(),
         )  # fmt: skip
+
+        def requests(compiled: Any) -> list[Any]:
+            return [compiled.create_infer_request() for _ in range(parallel)]
+
         if file.is_file():
             try:
                 blob = self._ov.tensor_from_file(file)  # mapped, not read
-                return self._core.import_model(blob, "CPU", self._config).create_infer_request()
+                return requests(self._core.import_model(blob, "CPU", config))
             except RuntimeError:
                 compiled_cache.drop(file)  # written by a broken process: compile again
         try:
             model = self._core.read_model(self._bundle.path(part))
             model.reshape({name: list(shape) for name, shape in shapes})
-            compiled = self._core.compile_model(model, "CPU", self._config)
+            compiled = self._core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             raise CheckpointError(
                 f"{self._bundle.path(part)}: OpenVINO cannot load it ({_first_line(error)}); "
@@ -248,7 +316,20 @@ class OpenVINOBackend:
             ) from error
         data = compiled.export_model()
         compiled_cache.store(file, data if isinstance(data, bytes) else data.getvalue())
-        return compiled.create_infer_request()
+        return requests(compiled)
+
+
+def _named(shapes: Shapes, inputs: Sequence[Any]) -> dict[str, Any]:
+    return {name: value for (name, _), value in zip(shapes, inputs, strict=True)}
+
+
+def _output(request: Any, part: str) -> FloatArray:
+    """Wait for a call, and copy what it made: the request's own memory is used again."""
+    try:
+        request.wait()
+        return f32(request.get_output_tensor(0).data.copy())
+    except RuntimeError as error:
+        raise EngineError(f"{part}: OpenVINO failed while drawing ({_first_line(error)})") from error
 
 
 def model_info(bundle: Bundle) -> ModelInfo:
