@@ -95,7 +95,7 @@ def command(
     batch: Annotated[
         int,
         typer.Option("--batch", min=1, help="Orders drawn together.", rich_help_panel=_WORK),
-    ] = 4,
+    ] = 8,
     grace: Annotated[
         float,
         typer.Option(

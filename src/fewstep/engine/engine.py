@@ -6,7 +6,6 @@ docs/concepts/engine.md for what a batch changes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 import time
@@ -43,7 +42,7 @@ BACKENDS: tuple[str, ...] = ("auto", "openvino", "torch", "fake")
 
 
 class Engine:
-    """One model on one backend. Requests of several threads are drawn side by side on a backend with lanes.
+    """One model on one backend. Requests from several threads wait for one another.
 
     Args:
         model: an entry or a name of the registry, a folder or file as `Path`, what a model is put together
@@ -80,7 +79,7 @@ class Engine:
         # What requests may name, where that is not what lies in the usual folders.
         named = {"adapters": catalogue, "embeddings": learned}
         self._named: dict[str, Any] = {what: own for what, own in named.items() if own is not None}
-        self._lanes = threading.Semaphore(self.backend.lanes)
+        self._lock = threading.Lock()
         self.load_seconds = time.perf_counter() - started
 
     @property
@@ -147,7 +146,7 @@ class Engine:
             EngineError: the model failed.
         """
         first = parts[0].request
-        with self._lanes:
+        with self._lock:
             said = self.backend.adapt(adapters.applied(first.adapters, lenient=first.insist), first.student)
             try:
                 self._draw(parts, said)
@@ -161,9 +160,7 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the networks."""
-        with contextlib.ExitStack() as every:
-            for _ in range(self.backend.lanes):
-                every.enter_context(self._lanes)
+        with self._lock:
             self.backend.close()
 
     def _draw(self, parts: Sequence[Part], said: Sequence[str]) -> None:

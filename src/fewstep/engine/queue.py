@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 from fewstep.engine.tasks import Event, Result, State, Task
@@ -33,9 +33,7 @@ class WorkQueue(Generic[Order, Result]):
         run: does some orders; it ends each with `Task.finish` or `Task.fail`, the sooner the better. What it
             leaves open fails: with the exception that it raises, if it does.
         size: orders that may wait; those that a worker has, or is about to take, do not count.
-        workers: threads: orders that may be worked on at the same time.
-        kind: order -> what it has in common with those that it may be worked on beside, such as a model; None
-            is alone. Without it every order may be worked on beside every other.
+        workers: threads, one per device.
         batch: ``batch(first, other)`` says whether two orders can be done in one call of ``run``; None is
             never. A worker takes the oldest order and those behind it that go with it, and waits for none.
         most: orders in one call.
@@ -56,7 +54,6 @@ class WorkQueue(Generic[Order, Result]):
         *,
         size: int,
         workers: int = 1,
-        kind: Callable[[Order], Hashable] = lambda order: True,
         batch: Callable[[Order, Order], bool] | None = None,
         most: int = 1,
         clock: Callable[[], float] = time.monotonic,
@@ -64,7 +61,7 @@ class WorkQueue(Generic[Order, Result]):
         backoff: float = 0.5,
         on_event: Callable[[Task[Result], Event], None] | None = None,
     ) -> None:
-        self._run, self._kind, self._batch, self._most = run, kind, batch, most
+        self._run, self._batch, self._most = run, batch, most
         self._size, self._workers, self._restarts, self._backoff = size, workers, restarts, backoff
         self._clock, self._on_event = clock, on_event
         self._changed = threading.Condition()
@@ -132,15 +129,13 @@ class WorkQueue(Generic[Order, Result]):
             QueueFull: as many as may wait do; ``retry_after`` is estimated from the last orders.
             NotReady: the queue is being drained, is broken, or has no worker now.
         """
-        kind = self._kind(order)
         with self._changed:
             self._admit()
             self._announced += 1
         now = self._clock()
         task: Task[Result] = Task(
-            order, owner, now, None if deadline is None else now + deadline, clock=self._clock, end=self._end,
-            kind=kind,
-        )  # fmt: skip
+            order, owner, now, None if deadline is None else now + deadline, clock=self._clock, end=self._end
+        )
         self._tell(task, "queued")
         with self._changed:
             self._announced -= 1
@@ -259,7 +254,7 @@ class WorkQueue(Generic[Order, Result]):
         """Wait for an order, and put it and what goes with it into ``tasks``; False when all is closed."""
         self.tick()
         with self._changed:
-            while (first := self._next()) is None:
+            while (first := next((task for task in self._queued if not task.late), None)) is None:
                 if self._closed:
                     return False
                 self._changed.wait()
@@ -272,14 +267,6 @@ class WorkQueue(Generic[Order, Result]):
                     if other.state == "queued" and not other.late:  # or it was cancelled meanwhile
                         self._begin(other, tasks)
         return True
-
-    def _next(self) -> Task[Result] | None:
-        """The oldest order, unless it must wait for what is worked on: then those behind it wait too."""
-        first = next((task for task in self._queued if not task.late), None)
-        if first is None or not self._live:
-            return first
-        beside = first.kind is not None and all(task.kind == first.kind for task in self._live)
-        return first if beside else None
 
     def _begin(self, task: Task[Result], tasks: list[Task[Result]]) -> None:
         self._queued.remove(task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Generic, Literal, TypeVar
 
@@ -30,7 +30,6 @@ class Task(Generic[Result]):
         *,
         clock: Callable[[], float],
         end: Callable[..., bool],
-        kind: Hashable = True,
     ) -> None:
         self.id = secrets.token_hex(16)
         self.order = order
@@ -38,7 +37,6 @@ class Task(Generic[Result]):
         self.state: State = "queued"
         self.submitted = submitted
         self.deadline = deadline
-        self.kind = kind
         self.started: float | None = None
         self.ended: float | None = None
         self.future: Future[Result] = Future()

@@ -20,7 +20,7 @@ class Counted:
     """Counts the rows that a denoiser is asked for; see `fewstep.engine.backends.base.Backend`."""
 
     def __init__(self, inner: Backend) -> None:
-        self.name, self.info, self.rows, self.lanes = inner.name, inner.info, inner.rows, 1
+        self.name, self.info, self.rows = inner.name, inner.info, inner.rows
         self.evaluations = 0
         self._inner = inner
 

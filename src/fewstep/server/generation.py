@@ -1,6 +1,6 @@
 """One way from any API's order to pictures: checked, recorded, queued, drawn, finished, kept.
 
-An order is checked before it is taken, and recorded before it is acknowledged. The queue's threads draw;
+An order is checked before it is taken, and recorded before it is acknowledged. The queue's thread draws;
 another thread upscales and keeps, so that the next order is drawn meanwhile. Callers hold a `Pending`.
 """
 
@@ -56,7 +56,6 @@ class Generator:
         jobs: where orders are recorded.
         history: where pictures are kept.
         metrics: what is counted.
-        workers: orders that are drawn at the same time, where their model has so many lanes.
         kept_as: format and quality in which an owner's pictures are kept.
     """
 
@@ -68,7 +67,6 @@ class Generator:
         jobs: JobStore,
         history: History,
         metrics: Metrics,
-        workers: int = 1,
         kept_as: Callable[[str], tuple[containers.Format, int]] = lambda owner: ("png", 95),
     ) -> None:
         self._settings = settings
@@ -85,9 +83,8 @@ class Generator:
         self._behind = threading.BoundedSemaphore(_BEHIND)
         self._finisher = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fewstep-finish")
         self.queue: WorkQueue[Pending, GenerateResult] = WorkQueue(
-            self._run, size=settings.limits.queue, workers=workers, kind=self._beside, batch=self._together,
-            most=settings.batch,
-        )  # fmt: skip
+            self._run, size=settings.limits.queue, batch=self._together, most=settings.batch
+        )
         metrics.watch(lambda: self.queue.depth, lambda: self.queue.running)
 
     def submit(self, order: Order, on_progress: OnProgress | None = None) -> Pending:
@@ -156,12 +153,10 @@ class Generator:
             return self._pending.get(job_id)
 
     def current(self, owner: str | None = None) -> Pending | None:
-        """What is being drawn now, of an owner or of anybody; the oldest, where it is several orders."""
-        return next(iter(self._drawn_for(owner)), None)
-
-    def _drawn_for(self, owner: str | None) -> list[Pending]:
+        """What is being drawn now, of an owner or of anybody."""
         with self._lock:
-            return [one for one in self._running if owner is None or one.order.owner == owner]
+            running = list(self._running)
+        return next((one for one in running if owner is None or one.order.owner == owner), None)
 
     def waiting(self, owner: str | None = None) -> list[Pending]:
         """Orders that have not ended, in the order of their arrival."""
@@ -169,9 +164,9 @@ class Generator:
             return [one for one in self._pending.values() if owner is None or one.order.owner == owner]
 
     def interrupt(self, owner: str | None = None) -> bool:
-        """Cancel what is being drawn for an owner, every order; whether there was anything."""
-        cancelled = [one.cancel() for one in self._drawn_for(owner)]
-        return any(cancelled)
+        """Cancel what is being drawn for an owner; whether there was anything."""
+        current = self.current(owner)
+        return current is not None and current.cancel()
 
     async def draw(
         self, order: Order, request: Request | None = None, on_progress: OnProgress | None = None
@@ -266,11 +261,6 @@ class Generator:
             raise KnownJob(row.id)
         return row.id, known
 
-    def _beside(self, pending: Pending) -> str | None:
-        """The model of an order, where it has lanes; others are drawn one after the other."""
-        name = pending.order.model or self.pool.default
-        return name if self.pool.lanes(name) > 1 else None
-
     def _together(self, first: Pending, other: Pending) -> bool:
         same = (first.order.model or self.pool.default) == (other.order.model or self.pool.default)
         return same and batching.compatible(self.pool.info(first.order.model), first.request, other.request)
@@ -281,14 +271,14 @@ class Generator:
         for one, task in zip(pendings, tasks, strict=True):
             one.task = task  # `submit` may not have come to it yet
         with self._lock:
-            self._running += pendings
+            self._running = pendings
         self._metrics.batch(len(tasks))
         try:
             with self.pool.using(pendings[0].order.model) as engine:
                 self._draw(engine, tasks, pendings)
         finally:
             with self._lock:
-                self._running = [one for one in self._running if one not in pendings]
+                self._running = []
 
     def _draw(
         self, engine: Engine, tasks: Sequence[Task[GenerateResult]], pendings: Sequence[Pending]

@@ -62,11 +62,8 @@ class Pool:
         self.learned = EmbeddingCatalogue(embeddings)
         self._opener = opener or self._open
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
-        self._idle = threading.Condition()
-        self._users = 0  # of the model whose networks are in memory; with `_idle` held
+        self._using = threading.Lock()
         self._infos: dict[str, ModelInfo] = {}
-        self._side_by_side: dict[str, int] = {}
         self._current: tuple[str, Engine] | None = None
         self._opened: dict[str, Engine] = {}
 
@@ -135,45 +132,22 @@ class Pool:
             own = engine.info
             key = wanted if wanted is not None else own.name
             self._infos[key] = own
-            self._side_by_side[key] = engine.backend.lanes
             self._opened[key] = engine
             if self._default is None and name is None:
                 self._default = key
             return own
 
-    def lanes(self, name: str | None = None) -> int:
-        """How many orders of a model are drawn side by side; raises as `info`."""
-        self.info(name)
-        with self._lock:
-            return self._side_by_side[name if name is not None else self.default]
-
     @contextlib.contextmanager
     def using(self, name: str | None = None) -> Iterator[Engine]:
-        """Yield the engine of a model, whose networks may be loaded; several callers may have it.
+        """Yield the engine of a model, whose networks may be loaded; one caller at a time has it.
 
-        Whoever wants another model waits until nobody uses the one before, whose networks are closed then,
-        and holds up those who come later. When opening fails the one before stays.
+        Networks of the model that was used before are closed. When opening fails the one before stays.
 
         Raises:
             As `info`.
         """
-        with self._turn:
-            self.info(name)
-            if self.loaded() != (name if name is not None else self.default):
-                self._wait_until_idle()
-            engine = self._use(name)
-            with self._idle:
-                self._users += 1
-        try:
-            yield engine
-        finally:
-            with self._idle:
-                self._users -= 1
-                self._idle.notify_all()
-
-    def _wait_until_idle(self) -> None:
-        with self._idle:
-            self._idle.wait_for(lambda: not self._users)
+        with self._using:
+            yield self._use(name)
 
     def _use(self, name: str | None) -> Engine:
         info = self.info(name)
@@ -184,7 +158,6 @@ class Pool:
             engine = self._opened.pop(key, None) or self._opener(key)
             before, self._current = self._current, (key, engine)
             self._infos[key] = engine.info if engine.info.hash != info.hash else info
-            self._side_by_side[key] = engine.backend.lanes
         if before is not None:
             before[1].close()
         return engine
@@ -196,8 +169,7 @@ class Pool:
 
     def unload(self) -> None:
         """Let go of all networks once nobody uses them; the next order loads them again."""
-        with self._turn:
-            self._wait_until_idle()
+        with self._using:
             with self._lock:
                 before, self._current = self._current, None
             if before is not None:

@@ -108,7 +108,6 @@ class Services:
             self.styles = Styles(self.settings.data, keyed=bool(self.settings.keys))
             self.generator = Generator(
                 self.settings, pool, jobs=self.jobs, history=self.history, metrics=self.metrics,
-                workers=_workers(pool),
                 kept_as=self.preferences.kept_as,
             )  # fmt: skip
             self.datasets = Datasets(self.settings.data / "datasets", self.settings.limits)
@@ -197,14 +196,6 @@ class Services:
         """How each job that has not ended here is cancelled, by its id."""
         drawn: dict[str, Callable[[], object]] = {one.id: one.cancel for one in self.generator.waiting()}
         return drawn | {one.id: one.cancel for one in self.children.waiting()}
-
-
-def _workers(pool: Pool) -> int:
-    """Threads that draw. A model that cannot be opened is found out when it is warmed up."""
-    try:
-        return pool.lanes()
-    except FewstepError:
-        return 1
 
 
 def services_of(connection: HTTPConnection) -> Services:

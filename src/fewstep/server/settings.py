@@ -90,7 +90,7 @@ class ServerSettings(_Frozen):
     """A SQLAlchemy URL; None is SQLite in ``data``."""
     save: bool = True
     """Keep pictures in the history; single requests may ask not to."""
-    batch: int = Field(4, ge=1)
+    batch: int = Field(8, ge=1)
     """Orders that are drawn together when they fit, and images in one call (docs/results/serving.md)."""
     grace: float = Field(30.0, ge=0)
     """Seconds that running orders have when the server is stopped."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 
 import pytest
 
@@ -266,49 +265,6 @@ def test_several_workers_have_an_order_each(made):
     tasks = [queue.submit(1), queue.submit(2)]
     together.wait(LONG)
     assert sorted(task.result(LONG) for task in tasks) == [2, 4]
-
-
-def test_only_orders_of_one_kind_are_worked_on_at_the_same_time_and_none_overtakes(made):
-    running, seen, lock, go = [], [], threading.Lock(), threading.Semaphore(0)
-
-    def run(tasks):
-        (task,) = tasks
-        with lock:
-            running.append(task.order)
-            seen.append(sorted(running))
-        assert go.acquire(timeout=LONG)
-        with lock:
-            running.remove(task.order)
-        task.finish(None)
-
-    queue = made(run, workers=3, kind=lambda order: None if order < 0 else order // 10)
-    tasks = [queue.submit(order) for order in (11, 12, 21, 13, -1, -2, 31)]
-    until = time.monotonic() + LONG
-    while len(seen) < 2 and time.monotonic() < until:
-        time.sleep(0.005)
-    time.sleep(0.05)
-    assert seen[-1] == [11, 12]  # the third thread waits with 21, and 13 behind it
-    for _ in tasks:
-        go.release()
-        next(task for task in tasks if not task.done).result(LONG)
-    for task in tasks:
-        task.result(LONG)
-    first = [order for together in seen for order in together]
-    assert sorted(set(first), key=first.index) == [11, 12, 21, 13, -1, -2, 31]
-    for together in seen:
-        assert len(together) == 1 or (len({order // 10 for order in together}) == 1 and min(together) > 0)
-
-
-def test_a_rule_that_fails_takes_no_room(made):
-    def broken(order):
-        raise UsageError("no such model")
-
-    queue = made(doubled, size=1, kind=broken)
-    for _ in range(3):
-        with pytest.raises(UsageError):
-            queue.submit(1)
-    queue._kind = lambda order: True
-    assert queue.submit(2).result(LONG) == 4
 
 
 def test_a_closed_queue_takes_nothing_and_closing_again_is_nothing(made):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -68,28 +66,6 @@ def test_only_one_models_networks_are_in_memory() -> None:
     assert opener.closed == ["first", "second"]
     pool.close()
     assert opener.closed == ["first", "second", "first"]
-
-
-def test_a_model_is_shared_and_another_one_waits_until_nobody_uses_it() -> None:
-    opener = Opened()
-    pool = Pool(opener=opener)
-    order: list[str] = []
-
-    def use(name: str) -> None:
-        with pool.using(name):
-            order.append(name)
-
-    with pool.using(), pool.using("first"):
-        other = threading.Thread(target=use, args=["second"])
-        other.start()
-        time.sleep(0.05)
-        later = threading.Thread(target=use, args=["first"])
-        later.start()
-        time.sleep(0.05)
-        assert order == [] and opener.closed == []
-    for thread in (other, later):
-        thread.join(20)
-    assert order == ["second", "first"] and opener.closed == ["first", "second"]
 
 
 def test_a_model_that_fails_leaves_the_one_before() -> None:

@@ -238,15 +238,13 @@ class ModelInfo:
 class Backend(Protocol):
     """Runs the networks of one model. Arrays in and out are numpy; B is any batch size.
 
-    Latents are scaled, as the denoiser sees them.
+    Latents are scaled, as the denoiser sees them. A backend may be asked from one thread at a time.
     """
 
     name: str
     info: ModelInfo
     rows: int
     """Images that are worth drawing in one batch; 1 where a batch costs as much as its images do alone."""
-    lanes: int
-    """Threads that may ask for something at the same time."""
 
     def describe(self, student: str | None = None) -> Mapping[str, str]:
         """What runs the model, for records: library version, precision of the denoiser, device, threads."""

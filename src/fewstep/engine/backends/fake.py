@@ -49,7 +49,6 @@ class FakeBackend:
     """
 
     name = "fake"
-    lanes = 1
 
     def __init__(
         self,

@@ -51,8 +51,8 @@ class OpenVINOBackend:
         threads: inference threads; None lets OpenVINO take every core.
         rows: images that one call of the denoiser takes. 1 loads the least; more is for servers.
 
-    Text encoder and denoiser of a small model run in `lanes`, each call on its share of the threads; the
-    autoencoder's calls gain from every thread, and have all, one at a time.
+    Text encoder and denoiser of a small model run in `lanes`: rows side by side, each call on its share of
+    the threads. The autoencoder's calls gain from every thread, and have all, one at a time.
 
     Raises:
         DependencyError: openvino is not installed.
@@ -80,11 +80,9 @@ class OpenVINOBackend:
         self.lanes = lanes.count(bundle.path("denoiser").with_suffix(".bin").stat().st_size, threads)
         self.rows = max(rows, self.lanes)
         self._most = rows
-        self._lanes = lanes.Lanes(self.lanes)
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="fewstep-load")
         self._loaded: dict[tuple[str, Shapes], Future[Any]] = {}
         self._lock = threading.Lock()
-        self._whole_lock = threading.Lock()
         self._texts: dict[bytes, FloatArray] = {}
         self.info = model_info(bundle)
 
@@ -150,23 +148,21 @@ class OpenVINOBackend:
         (own,), (own_mask,) = ids, masks
         assert own is not None and own_mask is not None and clip_skip == 0 and not placed
         keys = [own[row].tobytes() + own_mask[row].tobytes() for row in range(len(own))]
-        with self._lock:
-            known = {key: self._texts.pop(key) for key in dict.fromkeys(keys) if key in self._texts}
+        known = {key: self._texts.pop(key) for key in dict.fromkeys(keys) if key in self._texts}
         new = [row for row, key in enumerate(keys) if key not in known and key not in keys[:row]]
         if new:
             inputs = [own[new], own_mask[new]][: 1 + self._bundle.text_mask]
             made = self._side_by_side("text_encoder", lambda _: self._text_shapes(), inputs, lambda _: 1)
             known |= {keys[row]: made[place : place + 1] for place, row in enumerate(new)}
-        with self._lock:
-            self._texts |= known  # the last ones used are the last in the dictionary
-            for key in [*self._texts][:-_TEXTS]:
-                del self._texts[key]
+        self._texts |= known  # the last ones used are the last in the dictionary
+        for key in [*self._texts][:-_TEXTS]:
+            del self._texts[key]
         return Conditions(tokens=_concatenate([known[key] for key in keys]))
 
     def denoise(
         self, x: FloatArray, t: FloatArray, conditions: Conditions, student: str | None = None
     ) -> FloatArray:
-        """On every lane that is free, in as few calls as there are networks for.
+        """On every lane, in as few calls as there are networks for.
 
         A row has the same bits in every batch size, see docs/concepts/engine.md; so a batch that became
         smaller on the way goes on in the network that is there, and one whose own network is still being
@@ -217,9 +213,12 @@ class OpenVINOBackend:
         return [1 << bits for bits in range(self._most.bit_length())]
 
     def _wanted(self, rows: int) -> list[int]:
-        """Batch sizes that so many rows are given in: where every lane is free, and where one is."""
-        shared = -(-rows // self.lanes)
-        return [self._size(shared, lambda size: True), self._size(rows, lambda size: True)]
+        """Batch sizes that so many rows are given in."""
+        sizes, left, share = [], rows, -(-rows // self.lanes)
+        while left > 0:
+            sizes.append(self._size(min(share, left), lambda size: True))
+            left -= sizes[-1]
+        return sizes
 
     def _size(self, left: int, is_there: Callable[[int], bool]) -> int:
         """Batch size of the next call, of which so many rows are left."""
@@ -247,7 +246,7 @@ class OpenVINOBackend:
         inputs: Sequence[Any],
         size: Callable[[int], int],
     ) -> FloatArray:
-        """Rows through a network, on the lanes that are free now.
+        """Rows through a network, on every lane.
 
         Args:
             part: the network.
@@ -256,35 +255,33 @@ class OpenVINOBackend:
             size: rows -> the batch size that they are given in, or as many of them as it takes.
         """
         count, place, done = len(inputs[0]), 0, []
-        with self._lanes.take(count) as free:
-            share = -(-count // len(free))
-            while place < count:
-                begun: list[tuple[Any, int]] = []
-                try:
-                    for lane in free:
-                        if place == count:
-                            break
-                        batch = size(min(share, count - place))
-                        taken = min(batch, count - place)
-                        # The last row once more, in the places of a network that takes more than there are.
-                        rows = [place + min(row, taken - 1) for row in range(batch)]
-                        request = self._load(part, shapes(batch)).result()[lane]
-                        request.start_async(_named(shapes(batch), [values[rows] for values in inputs]))
-                        begun.append((request, taken))
-                        place += taken
-                    done += [_output(request, part)[:taken] for request, taken in begun]
-                finally:
-                    for request, _ in begun:
-                        with contextlib.suppress(RuntimeError):  # said above, or of no interest after another
-                            request.wait()
+        share = -(-count // self.lanes)
+        while place < count:
+            begun: list[tuple[Any, int]] = []
+            try:
+                for lane in range(self.lanes):
+                    if place == count:
+                        break
+                    batch = size(min(share, count - place))
+                    taken = min(batch, count - place)
+                    # The last row once more, in the places of a network that takes more than there are.
+                    rows = [place + min(row, taken - 1) for row in range(batch)]
+                    request = self._load(part, shapes(batch)).result()[lane]
+                    request.start_async(_named(shapes(batch), [values[rows] for values in inputs]))
+                    begun.append((request, taken))
+                    place += taken
+                done += [_output(request, part)[:taken] for request, taken in begun]
+            finally:
+                for request, _ in begun:
+                    with contextlib.suppress(RuntimeError):  # said above, or of no interest after another
+                        request.wait()
         return _concatenate(done)
 
     def _whole(self, part: str, shapes: Shapes, values: FloatArray) -> FloatArray:
-        """One call of a network that has every thread; others wait."""
+        """One call of a network that has every thread."""
         (request,) = self._load(part, shapes).result()
-        with self._whole_lock:
-            request.start_async(_named(shapes, [values]))
-            return _output(request, part)
+        request.start_async(_named(shapes, [values]))
+        return _output(request, part)
 
     def _compile(self, part: str, shapes: Shapes) -> list[Any]:
         """Inference requests of one network, one per lane; from the cache when it is there."""

@@ -44,7 +44,6 @@ class TorchBackend:
     """
 
     name = "torch"
-    lanes = 1
 
     def __init__(
         self, model: Path | ModelSource, *, threads: int | None = None, device: str | None = None
