@@ -4,9 +4,9 @@ A server of its own (`fewstep serve`, bundled model, native 128 px, a student's 
 CLIENTS at once for SECONDS, each order with a seed of its own; a client that is turned away waits as
 long as it is told. Meanwhile `/healthz` is asked every 50 ms. Then what the clients saw, the database
 and `/metrics` are compared, number by number. The bare engine draws the same orders in a process without
-a server, while the same clients ask a server for nothing (`/healthz`) as often as they asked before.
-Batches are compared with one by one in turns. Live mode: from a wish sent on the socket to its first
-frame, and what ten letters typed quickly cost.
+a server, one by one and together, while the same clients ask a server for nothing (`/healthz`) as often
+as they asked before. Batches are compared with one by one in turns, once networks are loaded. Live mode:
+from a wish sent on the socket to its first frame, and what ten letters typed quickly cost.
 
     python benchmarks/serving.py [--seconds 60] [--clients 64] [--parts load bare batch live start] [--quick]
 
@@ -39,6 +39,9 @@ import websockets
 from first_picture import ROOT, cpu
 
 STEPS = 4
+TOGETHER = 8
+"""Orders that a server draws together when it is not told otherwise."""
+WARM = 6.0
 PROMPTS = tuple(
     f"a {thing}, {style} style, on a {colour} background"
     for colour in ("sky blue", "mint green", "lavender", "navy blue", "yellow", "white")
@@ -177,25 +180,31 @@ def compare(url: str, data: Path, seen: Seen) -> dict[str, Any]:
 
 _BARE = """
 import sys, time
+from fewstep.engine.batching import generate_batch
 from fewstep.engine.engine import Engine
 from fewstep.engine.request import resolve
-engine = Engine()
-def request(seed):
-    return resolve(engine.info, prompt=%r[seed %% %d], seed=seed, num_inference_steps=%d)
-engine.generate(request(0))
+prompts, steps, together, seconds = %r
+engine = Engine(rows=together)
+def draw(first):
+    seeds = range(first, first + together)
+    generate_batch(engine, [
+        resolve(engine.info, prompt=prompts[seed %% len(prompts)], seed=seed, num_inference_steps=steps)
+        for seed in seeds])
+for first in range(3):
+    draw(first)
 print("ready", flush=True)
 sys.stdin.readline()
 began = time.perf_counter()
 drawn = 0
-while time.perf_counter() - began < %f:
-    engine.generate(request(drawn)); drawn += 1
+while time.perf_counter() - began < seconds:
+    draw(drawn); drawn += together
 print(drawn / (time.perf_counter() - began), flush=True)
 """
 
 
-async def bare(url: str, seen: Seen, clients: int, seconds: float) -> float:
+async def bare(url: str, seen: Seen, clients: int, seconds: float, together: int) -> float:
     """Pictures a second of the engine alone, while clients ask a server for nothing as often as they did."""
-    program = _BARE % (list(PROMPTS), len(PROMPTS), STEPS, seconds)
+    program = _BARE % ((PROMPTS, STEPS, together, seconds),)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -309,16 +318,19 @@ def measured(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 "agreement": compare(url, data, seen),
             }  # fmt: skip
             if "bare" in parts:
-                found["bare"] = asyncio.run(bare(url, seen, arguments.clients, arguments.seconds / 2))
-                found["share_of_bare"] = seen.rate / found["bare"]
+                for name, together in (("bare", 1), ("bare_together", TOGETHER)):
+                    rate = asyncio.run(bare(url, seen, arguments.clients, arguments.seconds / 2, together))
+                    found |= {name: rate, f"share_of_{name}": seen.rate / rate}
     if "batch" in parts:
-        rates: dict[str, list[float]] = {"1": [], "4": []}
+        one, many = "1", str(TOGETHER)
+        rates: dict[str, list[float]] = {one: [], many: []}
         for number in range(arguments.rounds):
-            for most in ("1", "4") if number % 2 else ("4", "1"):
+            for most in (one, many) if number % 2 else (many, one):
                 with server(scratch / f"batch-{number}-{most}", "--batch", most) as (url, _, _, _):
+                    asyncio.run(load(url, arguments.clients, WARM))
                     seen = asyncio.run(load(url, arguments.clients, arguments.seconds / 4))
                     rates[most].append(seen.rate)
-        ratios = [four / one for four, one in zip(rates["4"], rates["1"], strict=True)]
+        ratios = [some / alone for some, alone in zip(rates[many], rates[one], strict=True)]
         found["batch"] = {"images_per_second": rates, "ratio": statistics.median(ratios), "ratios": ratios}
     if "live" in parts:
         with server(scratch / "live") as (url, _, _, _):
