@@ -182,13 +182,8 @@ def test_A18_a_compiled_network_of_other_circumstances_is_not_used(
 
 def test_a_text_that_was_just_encoded_is_not_encoded_again(ir_bundle, monkeypatch):
     backend = OpenVINOBackend(bundle.open_bundle(ir_bundle))
-    ran, run = [], backend._side_by_side
-
-    def counted(part, shapes, inputs, size):
-        ran.extend(inputs[0])
-        return run(part, shapes, inputs, size)
-
-    monkeypatch.setattr(backend, "_side_by_side", counted)
+    ran, run = [], backend._whole
+    monkeypatch.setattr(backend, "_whole", lambda part, *rest: (ran.append(part), run(part, *rest))[1])
     length = backend.info.encoders[0].length
 
     def texts(*numbers):

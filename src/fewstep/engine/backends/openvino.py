@@ -39,6 +39,9 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Input name -> static shape, as a hashable key."""
 
 
+_WHOLE = ("text_encoder", "vae_encoder", "vae_decoder")
+"""Networks whose calls have every thread. The text encoder would gain a little on lanes where many texts wait,
+but a second lane is set up at its first call: 0.1 s more until the first picture of a process."""
 _TEXTS = 64
 """Encoded texts that are kept, for the next seed or step count of the same prompt."""
 
@@ -51,8 +54,8 @@ class OpenVINOBackend:
         threads: inference threads; None lets OpenVINO take every core.
         rows: images that one call of the denoiser takes. 1 loads the least; more is for servers.
 
-    Text encoder and denoiser of a small model run in `lanes`: rows side by side, each call on its share of
-    the threads. The autoencoder's calls gain from every thread, and have all, one at a time.
+    The denoiser of a small model runs in `lanes`: rows side by side, each call on its share of the threads.
+    The calls of the other networks gain from every thread, and have all, one at a time.
 
     Raises:
         DependencyError: openvino is not installed.
@@ -149,11 +152,10 @@ class OpenVINOBackend:
         assert own is not None and own_mask is not None and clip_skip == 0 and not placed
         keys = [own[row].tobytes() + own_mask[row].tobytes() for row in range(len(own))]
         known = {key: self._texts.pop(key) for key in dict.fromkeys(keys) if key in self._texts}
-        new = [row for row, key in enumerate(keys) if key not in known and key not in keys[:row]]
-        if new:
-            inputs = [own[new], own_mask[new]][: 1 + self._bundle.text_mask]
-            made = self._side_by_side("text_encoder", lambda _: self._text_shapes(), inputs, lambda _: 1)
-            known |= {keys[row]: made[place : place + 1] for place, row in enumerate(new)}
+        for row, key in enumerate(keys):
+            if key not in known:
+                inputs = [own[row : row + 1], own_mask[row : row + 1]][: 1 + self._bundle.text_mask]
+                known[key] = self._whole("text_encoder", self._text_shapes(), *inputs)
         self._texts |= known  # the last ones used are the last in the dictionary
         for key in [*self._texts][:-_TEXTS]:
             del self._texts[key]
@@ -173,10 +175,31 @@ class OpenVINOBackend:
         def shapes(batch: int) -> Shapes:
             return self._denoiser_shapes(batch, x.shape[2], x.shape[3], conditions.tokens.shape[1])
 
-        return self._side_by_side(
-            part, shapes, [x, t, conditions.tokens],
-            lambda left: self._size(left, lambda batch: self._is_there(part, shapes(batch))),
-        )  # fmt: skip
+        inputs = [x, t, conditions.tokens]
+        count, place, done = len(x), 0, []
+        share = -(-count // self.lanes)
+        while place < count:
+            begun: list[tuple[Any, int]] = []
+            try:
+                for lane in range(self.lanes):
+                    if place == count:
+                        break
+                    size = self._size(
+                        min(share, count - place), lambda batch: self._is_there(part, shapes(batch))
+                    )
+                    taken = min(size, count - place)
+                    # The last row once more, in the places of a network that takes more than there are.
+                    rows = [place + min(row, taken - 1) for row in range(size)]
+                    request = self._load(part, shapes(size)).result()[lane]
+                    request.start_async(_named(shapes(size), [values[rows] for values in inputs]))
+                    begun.append((request, taken))
+                    place += taken
+                done += [_output(request, part)[:taken] for request, taken in begun]
+            finally:
+                for request, _ in begun:
+                    with contextlib.suppress(RuntimeError):  # said above, or of no interest after another
+                        request.wait()
+        return _concatenate(done)
 
     def encode_image(self, pixels: FloatArray, *, scaled: bool = True) -> FloatArray:
         """One picture at a time."""
@@ -239,53 +262,15 @@ class OpenVINOBackend:
                 self._loaded[key] = self._pool.submit(self._compile, part, shapes)
             return self._loaded[key]
 
-    def _side_by_side(
-        self,
-        part: str,
-        shapes: Callable[[int], Shapes],
-        inputs: Sequence[Any],
-        size: Callable[[int], int],
-    ) -> FloatArray:
-        """Rows through a network, on every lane.
-
-        Args:
-            part: the network.
-            shapes: batch size -> its inputs' shapes.
-            inputs: B rows of each of its inputs.
-            size: rows -> the batch size that they are given in, or as many of them as it takes.
-        """
-        count, place, done = len(inputs[0]), 0, []
-        share = -(-count // self.lanes)
-        while place < count:
-            begun: list[tuple[Any, int]] = []
-            try:
-                for lane in range(self.lanes):
-                    if place == count:
-                        break
-                    batch = size(min(share, count - place))
-                    taken = min(batch, count - place)
-                    # The last row once more, in the places of a network that takes more than there are.
-                    rows = [place + min(row, taken - 1) for row in range(batch)]
-                    request = self._load(part, shapes(batch)).result()[lane]
-                    request.start_async(_named(shapes(batch), [values[rows] for values in inputs]))
-                    begun.append((request, taken))
-                    place += taken
-                done += [_output(request, part)[:taken] for request, taken in begun]
-            finally:
-                for request, _ in begun:
-                    with contextlib.suppress(RuntimeError):  # said above, or of no interest after another
-                        request.wait()
-        return _concatenate(done)
-
-    def _whole(self, part: str, shapes: Shapes, values: FloatArray) -> FloatArray:
+    def _whole(self, part: str, shapes: Shapes, *values: Any) -> FloatArray:
         """One call of a network that has every thread."""
         (request,) = self._load(part, shapes).result()
-        request.start_async(_named(shapes, [values]))
+        request.start_async(_named(shapes, values))
         return _output(request, part)
 
     def _compile(self, part: str, shapes: Shapes) -> list[Any]:
-        """Inference requests of one network, one per lane; from the cache when it is there."""
-        parallel = 1 if part.startswith("vae_") else self.lanes
+        """Inference requests of one network, of a denoiser one per lane; from the cache when it is there."""
+        parallel = 1 if part in _WHOLE else self.lanes
         config = self._config | ({} if parallel == 1 else {"NUM_STREAMS": str(parallel)})
         settings = ",".join(f"{key}={value}" for key, value in sorted(config.items()))
         file = compiled_cache.path(
