@@ -40,7 +40,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 _WHOLE = ("text_encoder", "vae_encoder", "vae_decoder")
-"""Networks whose calls have every thread. The text encoder would gain a little on lanes where many texts wait,
+"""Networks whose calls have every thread. The text encoder would gain a little on lanes where many wait;
 but a second lane is set up at its first call: 0.1 s more until the first picture of a process."""
 _TEXTS = 64
 """Encoded texts that are kept, for the next seed or step count of the same prompt."""
