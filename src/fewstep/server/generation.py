@@ -200,16 +200,8 @@ class Generator:
         return chosen or self.pool.default
 
     def warm_up(self) -> None:
-        """Load the networks that draw an order without further wishes: one step that nobody sees.
-
-        The student of the most steps, which draws most of what people ask for, is loaded behind it.
-        """
+        """Load the networks that draw an order without further wishes: one step that nobody sees."""
         self._warm("none")
-        students = self.pool.info().students
-        if students:
-            with self.pool.using() as engine:
-                best = max(students, key=lambda one: max(one.steps))
-                engine.prepare(resolve(engine.info, prompt="", student=best.name))
 
     def warm_rest(self, go_on: Callable[[], bool]) -> None:
         """Load the default model's other denoisers, one by one, while nobody asks for anything.

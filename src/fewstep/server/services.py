@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -81,7 +82,19 @@ class Services:
         Raises:
             FewstepError: why it cannot work; `failure` has the sentence from then on.
         """
-        from fewstep.server import childprocess, housekeeping, workplan
+        from fewstep.server import workplan
+
+        pool = Pool(
+            self.settings.model, engine=self.settings.engine, threads=self.settings.threads,
+            rows=self.settings.batch,
+            folders=(*self.settings.models_dirs, workplan.models_folder(self.settings)),
+            loras=(workplan.loras_folder(self.settings), *self.settings.loras_dirs),
+            embeddings=(workplan.embeddings_folder(self.settings),), opener=self._opener,
+        )  # fmt: skip
+        if self._opener is None:  # a test counts what is opened
+            threading.Thread(target=_load_ahead, args=[pool], name="fewstep-ahead", daemon=True).start()
+
+        from fewstep.server import childprocess, housekeeping
         from fewstep.server.children import Children, runs_folder
         from fewstep.server.database import Database
         from fewstep.server.datasets import Datasets
@@ -97,13 +110,6 @@ class Services:
             self._database = Database(self.settings.database_url)
             self.jobs = JobStore(self._database)
             self.history = History(self._database, self.settings.outputs)
-            pool = Pool(
-                self.settings.model, engine=self.settings.engine, threads=self.settings.threads,
-                rows=self.settings.batch,
-                folders=(*self.settings.models_dirs, workplan.models_folder(self.settings)),
-                loras=(workplan.loras_folder(self.settings), *self.settings.loras_dirs),
-                embeddings=(workplan.embeddings_folder(self.settings),), opener=self._opener,
-            )  # fmt: skip
             self.preferences = Keeps(self.settings.data, self.settings.limits)
             self.styles = Styles(self.settings.data, keyed=bool(self.settings.keys))
             self.generator = Generator(
@@ -196,6 +202,20 @@ class Services:
         """How each job that has not ended here is cancelled, by its id."""
         drawn: dict[str, Callable[[], object]] = {one.id: one.cancel for one in self.generator.waiting()}
         return drawn | {one.id: one.cancel for one in self.children.waiting()}
+
+
+def _load_ahead(pool: Pool) -> None:
+    """Begin to load what most orders are drawn with, while the rest is imported.
+
+    That are the model itself and its student of the most steps. What fails here fails again, and is said,
+    when the model is warmed up.
+    """
+    from fewstep.engine.request import resolve
+
+    with contextlib.suppress(FewstepError), pool.using() as engine:
+        students = sorted(engine.info.students, key=lambda one: max(one.steps))
+        for name in ("none", *(one.name for one in students[-1:])):
+            engine.prepare(resolve(engine.info, prompt="", student=name))
 
 
 def services_of(connection: HTTPConnection) -> Services:
