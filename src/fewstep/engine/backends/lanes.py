@@ -1,7 +1,7 @@
 """How many calls of a small network run side by side on a CPU.
 
-A second thread hardly shortens a call of a small network: the bundled denoiser takes 7.8 ms with one thread
-and 7.6 ms with two, while two calls side by side take 9.6 ms together (AMD EPYC, two cores). So each call has
+A second thread hardly shortens a call of a small network: the bundled denoiser takes 6.6 ms with one thread
+and 6.0 ms with two, while two calls side by side take 8.2 ms together (AMD EPYC, two cores). So each call has
 a thread of its own, and there are as many lanes as cores. See docs/adr/0025-lanes.md.
 """
 
