@@ -212,10 +212,12 @@ def _load_ahead(pool: Pool) -> None:
     """
     from fewstep.engine.request import resolve
 
-    with contextlib.suppress(FewstepError), pool.using() as engine:
-        students = sorted(engine.info.students, key=lambda one: max(one.steps))
+    with contextlib.suppress(FewstepError):
+        students = sorted(pool.info().students, key=lambda one: max(one.steps))
         for name in ("none", *(one.name for one in students[-1:])):
-            engine.prepare(resolve(engine.info, prompt="", student=name))
+            # One by one: PyTorch loads before it returns, and the warming up need not wait for the student.
+            with pool.using() as engine:
+                engine.prepare(resolve(engine.info, prompt="", student=name))
 
 
 def services_of(connection: HTTPConnection) -> Services:

@@ -50,7 +50,7 @@ def test_pictures_have_the_same_bits_alone_and_side_by_side(ir_bundle):
     engine.close()
 
 
-def test_a_call_that_fails_gives_its_lanes_back(ir_bundle):
+def test_a_call_that_fails_leaves_the_backend_usable(ir_bundle):
     backend = OpenVINOBackend(bundle.open_bundle(ir_bundle), threads=2)
     engine = Engine(backend=backend)
     wish = resolve(engine.info, prompt="a fox", seed=0, num_inference_steps=2)

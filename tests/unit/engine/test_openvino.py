@@ -191,6 +191,7 @@ def test_a_text_that_was_just_encoded_is_not_encoded_again(ir_bundle, monkeypatc
         ids = np.array([[number, *[1] * (length - 1)] for number in numbers], dtype=np.int64)
         return backend.encode_text([ids], [np.ones_like(ids)]).tokens, len(ran)
 
+    assert not texts(9)[0].flags.writeable  # whoever changed it would change what is kept
     first, encoded = texts(0, 3)
     assert encoded == 2 and not np.array_equal(first[0], first[1])
     again, encoded = texts(3, 0)

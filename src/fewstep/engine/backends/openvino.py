@@ -38,10 +38,9 @@ if TYPE_CHECKING:
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Input name -> static shape, as a hashable key."""
 
-
 _WHOLE = ("text_encoder", "vae_encoder", "vae_decoder")
 """Networks whose calls have every thread. The text encoder would gain a little on lanes where many wait;
-but a second lane is set up at its first call: 0.1 s more until the first picture of a process."""
+but a second lane is set up at its first call: 0.2 s more until the first picture of a process."""
 _TEXTS = 64
 """Encoded texts that are kept, for the next seed or step count of the same prompt."""
 
@@ -156,6 +155,7 @@ class OpenVINOBackend:
             if key not in known:
                 inputs = [own[row : row + 1], own_mask[row : row + 1]][: 1 + self._bundle.text_mask]
                 known[key] = self._whole("text_encoder", self._text_shapes(), *inputs)
+                known[key].flags.writeable = False  # it is given out again
         self._texts |= known  # the last ones used are the last in the dictionary
         for key in [*self._texts][:-_TEXTS]:
             del self._texts[key]
