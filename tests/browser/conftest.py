@@ -217,12 +217,14 @@ class Heard:
 
     def _console(self, message: ConsoleMessage) -> None:
         # Gradio says so of every event that it gives up itself: one that a newer replaces, or a page left.
-        # Its client also closes a stream on which nothing waits, and may break off an event just begun.
+        # Its client also closes a stream on which nothing waits, and may break off an event just begun. A page
+        # that is being left closes it too, and asks for it again when something still happens in it.
         given_up = message.text.startswith(
             (
                 "AbortError: signal is aborted without reason",
                 "AbortError: BodyStreamBuffer was aborted",
                 "Unexpected error Connection errored out.",
+                "Unexpected error 404: Not Found",
             )
         )
         if message.type == "error" and not given_up:

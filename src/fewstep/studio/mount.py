@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -105,6 +106,11 @@ async def _manifest(_: Request) -> Response:
     return JSONResponse({"name": "fewstep", "start_url": PATH + "/", "display": "browser", "icons": [icon]})
 
 
+def _forgotten(error: BaseException | None) -> bool:
+    cause = error.__cause__ if isinstance(error, RuntimeError) else None
+    return isinstance(cause, HTTPException) and cause.status_code == 404
+
+
 class _Later:
     """The pages, once there are any."""
 
@@ -139,7 +145,12 @@ class _Later:
             await self._app(scope, receive, send)
 
     async def _until_over(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and end the answer when the server ends: cut off by uvicorn, each would log a traceback."""
+        """Answer, and end the answer when the server ends: cut off by uvicorn, each would log a traceback.
+
+        Gradio's page gives its stream up when it is about to be left, and asks for it again when something
+        happens in it before the next one is there. Its server has then forgotten the session, says so as the
+        stream's only event, and raises: that event is all the answer there is.
+        """
         begun = cut = False
 
         async def sending(message: Message) -> None:
@@ -152,11 +163,12 @@ class _Later:
         over = asyncio.ensure_future(self._over.wait())
         try:
             await asyncio.wait((answer, over), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
+            if not answer.done():
+                cut = True
+                answer.cancel()
+                await asyncio.wait((answer,))
+            elif not (begun and _forgotten(answer.exception())):
                 return await answer
-            cut = True
-            answer.cancel()
-            await asyncio.wait((answer,))
             if begun:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -149,3 +150,14 @@ def test_files_of_the_server_are_not_gradios_to_give(built: TestClient, tmp_path
     for path in (secret, Path(mount.__file__), Path("/etc/hostname")):
         answer = built.get(f"/studio/en/gradio_api/file={path}")
         assert answer.status_code in (403, 404), path
+
+
+@pytest.mark.slow
+def test_a_stream_of_a_session_that_is_gone_says_so_and_ends(
+    built: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A page that is being left may ask for one; it is no fault of the server's, and no traceback in its log."""
+    answer = built.get("/studio/en/gradio_api/queue/data?session_hash=nobody")
+    (event,) = answer.text.strip().split("\n\n")
+    assert answer.status_code == 200 and json.loads(event.removeprefix("data: "))["session_not_found"] is True
+    assert caplog.records == []
