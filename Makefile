@@ -18,9 +18,8 @@ EXTRAS ?= upscale
 SET ?=
 WORKERS ?= 2
 # Methods whose students are trained and measured, and the stages that the bundled model ships.
-STUDENTS ?= lightning flash
-LANDED_lightning := --student four=unconditional-4 --student two=unconditional-2
-LANDED_flash := --student one=flash:1
+STUDENTS ?= lcm
+LANDED_lcm := --student lcm=lcm:1,2,4
 
 # Prompts are free text: they reach the program through the environment, unexpanded by make and unseen by the shell.
 # `unexport` because exporting PROMPT itself would expand a `$` in it.
@@ -96,7 +95,7 @@ release-model: $(STAMPS)/upscale $(STAMPS)/train ## from the base in weights/emo
 	"$(BIN)/python" benchmarks/autoencoder.py
 	"$(BIN)/python" benchmarks/prompt_grid.py
 	"$(BIN)/python" benchmarks/model_report.py
-	"$(BIN)/python" benchmarks/students.py weights/emoji-128 $(or $(foreach name,$(STUDENTS),$(name)=runs/emoji-128/$(name)),$(foreach name,four two one,$(name)=weights/emoji-128))
+	"$(BIN)/python" benchmarks/students.py weights/emoji-128 $(or $(foreach name,$(STUDENTS),$(name)=runs/emoji-128/$(name)),lcm=weights/emoji-128)
 	"$(BIN)/python" benchmarks/steps_picture.py
 	"$(BIN)/python" benchmarks/first_picture.py
 	"$(BIN)/fewstep" generate --out $(VENV)/release -- "$(README_PROMPT)" > $(VENV)/release.txt

@@ -47,7 +47,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("finetune", type=Path, nargs="?", help="pipeline folder")
     parser.add_argument("--style", default="gold", help="what it was trained on")
-    parser.add_argument("--student", default="four", help="of the folder of --model")
+    parser.add_argument("--student", default="lcm", help="of the folder of --model")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 1.0, 1.5], help="values of M")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / NAME)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")

@@ -77,7 +77,7 @@ def cases(opened: bundle.Bundle, student: str) -> dict[str, tuple[int, str, Inpu
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--student", default="four")
+    parser.add_argument("--student", default="lcm")
     parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
     opened = bundle.open_bundle(registry.find_for("openvino", None).folder)

@@ -52,7 +52,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("adapters", type=Path, nargs="?", help="adapters trained on the student, by style")
     parser.add_argument("--of-base", type=Path, default=ROOT / "weights" / "emoji-128-styles")
-    parser.add_argument("--student", default="four")
+    parser.add_argument("--student", default="lcm")
     parser.add_argument(
         "--continued", action="append", default=[], metavar="HOW=FOLDER",
         help="runs of fewstep distill that began at the student, FOLDER/STYLE of some styles",

@@ -82,7 +82,7 @@ class Networks:
 def main() -> None:
     parser = argparse.ArgumentParser(description="CPU time per row by batch size, threads and streams.")
     parser.add_argument("--bundle", type=Path, default=ROOT / "src" / "fewstep" / "bundled" / "emoji-128")
-    parser.add_argument("--student", default="four")
+    parser.add_argument("--student", default="lcm")
     arguments = parser.parse_args()
     own = bundles.open_bundle(arguments.bundle)
     side = own.native_size[0] // own.downscale

@@ -81,7 +81,7 @@ def test_a_picture_is_drawn_kept_branched_and_there_after_a_reload(
     view = draw(studio, page, PROMPT, seed=3)
     record = view["record"]
     assert record["prompt"] == PROMPT and record["seed"] == 3 and record["num_inference_steps"] == 1
-    assert record["student"]["name"] == "one" and view["client"] == "native"
+    assert record["student"]["name"] == "lcm" and view["client"] == "native"
     kept = studio.bytes(view["url"])
     assert shown(page) == kept  # the very file, with its settings inside
     assert pixels(kept).std() > 20
