@@ -217,8 +217,8 @@ class Heard:
 
     def _console(self, message: ConsoleMessage) -> None:
         # Gradio says so of every event that it gives up itself: one that a newer replaces, or a page left.
-        # Its client also closes a stream on which nothing waits, and may break off an event just begun. A page
-        # that is being left closes it too, and asks for it again when something still happens in it.
+        # Its client also closes a stream on which nothing waits, and may break off an event just begun. A
+        # page that is being left closes it too, and asks for it again when something still happens in it.
         given_up = message.text.startswith(
             (
                 "AbortError: signal is aborted without reason",

@@ -156,7 +156,7 @@ def test_files_of_the_server_are_not_gradios_to_give(built: TestClient, tmp_path
 def test_a_stream_of_a_session_that_is_gone_says_so_and_ends(
     built: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A page that is being left may ask for one; it is no fault of the server's, and no traceback in its log."""
+    """A page that is being left may ask for one; no fault of the server's, no traceback in its log."""
     answer = built.get("/studio/en/gradio_api/queue/data?session_hash=nobody")
     (event,) = answer.text.strip().split("\n\n")
     assert answer.status_code == 200 and json.loads(event.removeprefix("data: "))["session_not_found"] is True
