@@ -95,7 +95,7 @@ release-model: $(STAMPS)/upscale $(STAMPS)/train ## from the base in weights/emo
 	"$(BIN)/python" benchmarks/autoencoder.py
 	"$(BIN)/python" benchmarks/prompt_grid.py
 	"$(BIN)/python" benchmarks/model_report.py
-	"$(BIN)/python" benchmarks/students.py weights/emoji-128 $(or $(foreach name,$(STUDENTS),$(name)=runs/emoji-128/$(name)),lcm=weights/emoji-128)
+	"$(BIN)/python" benchmarks/students.py weights/emoji-128 $(foreach name,$(STUDENTS),$(name)=runs/emoji-128/$(name))
 	"$(BIN)/python" benchmarks/steps_picture.py
 	"$(BIN)/python" benchmarks/first_picture.py
 	"$(BIN)/fewstep" generate --out $(VENV)/release -- "$(README_PROMPT)" > $(VENV)/release.txt
