@@ -175,6 +175,7 @@ def check_what_was_kept(studio: Studio, job: dict[str, Any]) -> None:
 
 def check_card(page: Page, studio: Studio, job: dict[str, Any]) -> None:
     """The card of the run on the page, against what the server measured."""
+    expect(page.locator("#distil-one-name")).to_be_hidden()
     card = page.locator("#distil-card")
     expect(card.locator("table.facts")).to_contain_text("LCM")
     for part in ("quick", "emoji-128", "apples (5)", "48", "emoji-128-quick (fp16)"):
@@ -232,7 +233,7 @@ def draw_with_it(page: Page, studio: Studio) -> dict[str, Any]:
     expect(page.locator("#create-model input")).to_have_value("emoji-128-quick")
     expect(page.locator("#prompt textarea")).to_have_value("a red apple")
     dial = page.locator("#create-quality")
-    expect(dial.locator("label", has_text="4 steps · four")).to_be_visible()
+    expect(dial.locator("label", has_text="4 steps · lcm")).to_be_visible()
     new = dial.locator("label", has_text="4 steps · quick")
     expect(new.locator("input")).to_be_checked()
     # and it is a stop that one can leave and come back to
