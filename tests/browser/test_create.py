@@ -156,8 +156,8 @@ def test_chinese_on_a_phone_and_a_pasted_text_of_parameters(open_page: Callable[
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0
     text = (
-        "a cat face, twemoji style\\nSteps: 2, Sampler: DDIM, CFG scale: 1.0, Seed: 77, Size: 128x96, "
-        "Model: emoji-128, Student: two, Version: fewstep 0.1.0"
+        "a cat face, twemoji style\\nSteps: 2, Sampler: LCM, CFG scale: 1.0, Seed: 77, Size: 128x96, "
+        "Model: emoji-128, Student: lcm, Version: fewstep 0.1.0"
     )
     page.locator("#prompt textarea").focus()
     page.evaluate(

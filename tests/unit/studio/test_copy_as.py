@@ -27,8 +27,8 @@ HOSTILE = [
 
 def body(**more: Any) -> dict[str, Any]:
     found = {
-        "kind": "generate", "prompt": "a fox", "seed": 3, "n": 2, "student": "four", "num_inference_steps": 4,
-        "solver": "ddim", "guidance_scale": 1.0, "width": 64, "height": 64, "model": "emoji-128", **more,
+        "kind": "generate", "prompt": "a fox", "seed": 3, "n": 2, "student": "lcm", "num_inference_steps": 4,
+        "solver": "lcm", "guidance_scale": 1.0, "width": 64, "height": 64, "model": "emoji-128", **more,
     }  # fmt: skip
     GenerateBody(**found)
     return found
@@ -99,7 +99,7 @@ def test_the_command_line_draws_what_the_order_says(tmp_path: Path) -> None:
     opened = Image.open(picture)
     assert opened.size == (64, 64)
     told = opened.info["parameters"]
-    assert told.startswith('-a fox\'s "den"\nSteps: 4,') and "Seed: 3," in told and "Student: four," in told
+    assert told.startswith('-a fox\'s "den"\nSteps: 4,') and "Seed: 3," in told and "Student: lcm," in told
 
 
 def test_every_setting_has_its_place() -> None:

@@ -129,3 +129,26 @@ def test_the_model_that_was_chosen_stays_and_the_servers_own_is_the_first() -> N
     sentence, update = train_pictures.offered(words, [], "base")
     assert words("train.no_model").split()[0] in sentence
     assert update["value"] is None
+
+
+@pytest.mark.parametrize(
+    ("there", "stands", "value"),
+    [
+        ([], "", None),
+        (["cats"], "", "cats"),
+        (["cats"], "cats", None),
+        (["cats"], "dogs", None),  # of a set that is not there yet
+    ],
+)
+def test_a_look_at_the_datasets_does_not_write_over_a_name_that_is_typed_meanwhile(
+    there: list[str], stands: str, value: str | None
+) -> None:
+    class Server:
+        async def get(self, path: str) -> dict[str, Any]:
+            return {"datasets": [{"name": name} for name in there], "pictures": []}
+
+    server = cast(Api, Server())
+    choice = asyncio.run(train_pictures.view(Words("en"), server, stands, [], stands=stands))[0]
+    assert choice["choices"] == there and choice.get("value") == value
+    added = asyncio.run(train_pictures.view(Words("en"), server, "cats"))[0]
+    assert added["value"] == "cats"

@@ -84,7 +84,7 @@ def build(frame: Frame, tab: str, *, trigger: gr.Textbox | None = None) -> Pictu
 
     async def look(name: str | None, rows: Rows, request: gr.Request) -> list[Any]:
         try:
-            return await view(words, api_of(request), name, rows)
+            return await view(words, api_of(request), name, rows, stands=name or "")
         except ApiError:
             return [gr.skip()] * len(shown)
 
@@ -152,7 +152,9 @@ async def names(api: Api) -> list[str]:
     return [one["name"] for one in (await api.get("/api/v1/datasets"))["datasets"]]
 
 
-async def view(words: Words, api: Api, name: str | None, before: Rows | None = None) -> list[Any]:
+async def view(
+    words: Words, api: Api, name: str | None, before: Rows | None = None, *, stands: str | None = None
+) -> list[Any]:
     """Values for the choice of a dataset, its table, the fold around that, and its card.
 
     Args:
@@ -160,14 +162,15 @@ async def view(words: Words, api: Api, name: str | None, before: Rows | None = N
         api: of the visitor.
         name: of the dataset; None or empty is the first one.
         before: the table as it is; where it has the same pictures, what was typed in it stays.
+        stands: what the choice says already. It is not written there again: by the time that this arrives,
+            somebody may have typed another name.
     """
     there = await names(api)
     chosen = name or (there[0] if there else "")
+    choice = gr.update(choices=there) if chosen == stands else gr.update(choices=there, value=chosen)
     if chosen not in there:
-        card = train_cards.shown(words, chosen, [], 0)
-        return [gr.update(choices=there, value=chosen), [], gr.update(visible=False), *card]
-    found = (await api.get(f"/api/v1/datasets/{chosen}"))["pictures"]
-    choice, fold = gr.update(choices=there, value=chosen), gr.update(visible=True)
+        return [choice, [], gr.update(visible=False), *train_cards.shown(words, chosen, [], 0)]
+    found, fold = (await api.get(f"/api/v1/datasets/{chosen}"))["pictures"], gr.update(visible=True)
     if train_cards.same(before or [], found):
         return [choice, gr.skip(), fold, *[gr.skip()] * 5]
     table = rows(found)
