@@ -105,8 +105,9 @@ def test_the_command_line_draws_what_the_order_says(tmp_path: Path) -> None:
 def test_every_setting_has_its_place() -> None:
     asked = body(
         student="none", solver="ddim", num_inference_steps=20, guidance_scale=2.5, guidance_rescale=0.2,
-        clip_skip=1, emphasis="no_norm", variation_seed=9, variation_strength=0.25, insist=True, deterministic=True,
-        adapters=[{"name": "gold", "weight": 0.5}], upscale={"name": "auto"}, negative_prompt="blurry",
+        clip_skip=1, emphasis="no_norm", variation_seed=9, variation_strength=0.25, insist=True,
+        deterministic=True, adapters=[{"name": "gold", "weight": 0.5}], upscale={"name": "auto"},
+        negative_prompt="blurry",
     )  # fmt: skip
     words = shlex.split(copy_as.command_line(asked, URL))
     for word in (
