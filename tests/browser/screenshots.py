@@ -132,7 +132,7 @@ def shoot(page: Page, name: str, part: str | None = None) -> None:
     page.mouse.move(0, 0)
     taken = page.screenshot() if part is None else page.locator(part).screenshot()
     with Image.open(io.BytesIO(taken)) as image:
-        small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        small = image.convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
     OUT.mkdir(parents=True, exist_ok=True)
     small.save(OUT / f"{name}.png", optimize=True)
 
