@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ FORMS: Final = ("/login",)
 MAX_FORM: Final = 4_096
 """Bytes of the login page's form."""
 
+_THROWN_AWAY: Final = 4
+"""Times `max_body` that is read of a refused body."""
 _IN_A_THREAD: Final = 1 << 18
 """Bytes from which a body is looked through in a thread."""
 _UTF8: Final = re.compile(r'charset="?utf-?8"?', re.IGNORECASE)
@@ -36,6 +39,8 @@ class Arrival:
     complete: bool = True
     error: Exception | None = None
     """Why it was refused while it was read: by then the application's own error may hide that."""
+    deadline: float | None = None
+    """Until when it is waited for, by the loop's clock; None before the first look at it."""
 
 
 async def admit(
@@ -60,8 +65,7 @@ async def admit(
     if not length and not header_values(scope, b"transfer-encoding"):
         return receive
     arrival.complete = False
-    deadline = asyncio.get_running_loop().time() + limits.body_seconds
-    limited = _limited(receive, limit, deadline, limits.body_seconds, arrival)
+    limited = _limited(receive, limit, _deadline(arrival, limits), limits.body_seconds, arrival)
     kind = _kind(scope)
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         return await _checked(limited, receive)
@@ -70,6 +74,30 @@ async def admit(
     if (kind == "multipart/form-data" or kind.startswith("image/")) and _below(path, multipart):
         return limited
     raise HTTPException(415, "the body must be JSON, with Content-Type: application/json")
+
+
+async def throw_away(receive: Receive, limits: Limits, arrival: Arrival) -> None:
+    """Read on what is left of a body after its answer, so that the answer arrives.
+
+    A connection that is closed on bytes not read is reset, and a client that is still sending may see the
+    reset instead of the answer. Ends with the body, with the time that a body has, or after a few times the
+    bytes that one may have; nothing is kept.
+    """
+    left = _THROWN_AWAY * limits.max_body
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(_deadline(arrival, limits)):
+            while left > 0 and not arrival.complete:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return
+                left -= len(message.get("body", b""))
+                arrival.complete = not message.get("more_body", False)
+
+
+def _deadline(arrival: Arrival, limits: Limits) -> float:
+    if arrival.deadline is None:
+        arrival.deadline = asyncio.get_running_loop().time() + limits.body_seconds
+    return arrival.deadline
 
 
 def _limited(receive: Receive, limit: int, deadline: float, seconds: float, arrival: Arrival) -> Receive:

@@ -16,7 +16,7 @@ from fewstep.server.redaction import Redactor
 from fewstep.server.security import bodies, headers
 from fewstep.server.security.keys import Keyring
 from fewstep.server.security.origins import Origins
-from fewstep.server.settings import ServerSettings
+from fewstep.server.settings import Limits, ServerSettings
 
 OPEN: Final = frozenset({"/healthz", "/readyz", "/login"})
 """Paths that need no key."""
@@ -69,7 +69,8 @@ class Guard:
         who = caller.Caller(request_id=headers.request_id(scope), redact=self._redactor)
         caller.attach(scope, who)
         send = headers.with_headers(scope, send, self._pages)
-        answer = _Answer(scope, receive, send, bodies.Arrival(complete=not _has_body(scope)))
+        arrival = bodies.Arrival(complete=not _has_body(scope))
+        answer = _Answer(scope, receive, send, arrival, self._limits)
         try:
             self._origins.check(scope)
         except Exception as error:
@@ -79,7 +80,7 @@ class Guard:
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrival = bodies.Arrival(complete=not _has_body(scope))
-        answer = _Answer(scope, receive, send, arrival)
+        answer = _Answer(scope, receive, send, arrival, self._limits)
         try:
             self._check_key(scope)
             if scope["type"] == "http":
@@ -105,11 +106,14 @@ class Guard:
 class _Answer:
     """A ``send`` that knows how far the answer is, so that a refusal can take its place until it begins."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, arrival: bodies.Arrival) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, arrival: bodies.Arrival, limits: Limits
+    ) -> None:
         self._scope = scope
         self._receive = receive
-        self._send = send
+        self._passed_on = send
         self._arrival = arrival
+        self._limits = limits
         self._begun = False
         self._replaced = False
 
@@ -152,6 +156,14 @@ class _Answer:
                 response.headers["WWW-Authenticate"] = 'Bearer realm="fewstep"'
         self._hang_up(response.headers)
         await response(scope, self._receive, self._send)
+
+    async def _send(self, message: Message) -> None:
+        ends = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if ends and not self._arrival.complete:
+            await self._passed_on({**message, "more_body": True})
+            await bodies.throw_away(self._receive, self._limits, self._arrival)
+            message = {"type": "http.response.body", "body": b""}
+        await self._passed_on(message)
 
     def _hang_up(self, headers: MutableHeaders) -> None:
         """Close the connection after the answer, where the rest of the body would come in between."""
