@@ -211,7 +211,7 @@ def timed(arguments: argparse.Namespace, entrants: list[Entrant], table: Table) 
 
 
 def sheets(arguments: argparse.Namespace, entrants: list[Entrant], world: World, table: Table) -> None:
-    """The teacher beside each student, and beside all of them where all of the table are at hand."""
+    """The teacher beside each student, and beside the fewest steps of all that are at hand."""
     count = min(SHEET, world.subject.pictures)
     found: dict[str, dict[str, tuple[int, plots.Pictures]]] = {}
     for entrant in entrants:
@@ -224,8 +224,9 @@ def sheets(arguments: argparse.Namespace, entrants: list[Entrant], world: World,
     prompts, groups = world.prompts[:count], {}
     for name, rows in found.items():
         groups[f"sheet-{name}"] = rows
-    if len(found) > 1 and set(found) == set(table.entrants()):
-        groups["sheet"] = {k: v for rows in found.values() for k, v in rows.items() if v[0] <= 4}
+    if len(found) > 1:
+        fewest = [min(rows.items(), key=lambda row: row[1][0]) for rows in found.values() if rows]
+        groups["sheet"] = dict(fewest)
     for name, rows in groups.items():
         ordered = sorted(rows.items(), key=lambda entry: (entry[0].rpartition("-")[0], -entry[1][0]))
         pictures = {key: value[1] for key, value in (*teacher.items(), *ordered)}

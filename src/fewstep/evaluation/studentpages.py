@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,18 @@ _HEADS: Final = (
     "less the teacher's, points", "all three right ↑", "KID ↓", "FID ↓", "over the teacher's ↓",
     "precision ↑", "recall ↑", "ms an image",
 )  # fmt: skip
-_COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#d00060", "#56b4e9", "#8c6d31", "#404040")
+_COLOURS: Final = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#d00060",
+    "#56b4e9",
+    "#8c6d31",
+    "#404040",
+    "#7b3fb0",
+    "#7fb800",
+)
+_FID_TICKS: Final = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
 def markdown(table: Table) -> str:
@@ -219,11 +231,17 @@ def plot(table: Table, path: Path) -> bool:
         axes.set_xlabel("steps")
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.3)
-    left.set_ylim(0, 1)
+    # The axis begins where there is something to see: what is compared may lie within a few points.
+    lows = [f.low or f.value for row in table.rows if (f := row.figure("top1")) is not None]
+    left.set_ylim(math.floor(20 * max(0.0, min(lows, default=0.0) - 0.05)) / 20, 1)
+    left.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     right.set_yscale("log")
+    low, high = right.get_ylim()
+    right.set_yticks([tick for tick in _FID_TICKS if low <= tick <= high])
+    right.minorticks_off()
     right.yaxis.set_major_formatter("{x:g}")
-    right.yaxis.set_minor_formatter("{x:g}")
-    right.tick_params(axis="y", which="both", labelsize=7)
+    for axes in (left, right):
+        axes.tick_params(axis="y", labelsize=7)
     left.legend(fontsize=7, loc="best")
     subject = table.subject
     foot = f"{subject.pictures:,} pictures of {subject.prompts:,} held-out combinations; 95% intervals"
