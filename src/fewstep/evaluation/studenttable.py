@@ -236,7 +236,7 @@ def seeds(table: Table) -> list[tuple[str, list[Row]]]:
         if row.training is not None:
             alike.setdefault((row.method, row.training.stages, row.steps), []).append(row)
     return [
-        (f"{rows[0].method}, {rows[0].steps} steps", rows)
+        (f"{rows[0].method}, {rows[0].steps} step{'' if rows[0].steps == 1 else 's'}", rows)
         for rows in alike.values()
         if len({row.training.seed for row in rows if row.training is not None}) > 1
     ]
