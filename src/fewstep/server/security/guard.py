@@ -111,7 +111,7 @@ class _Answer:
     ) -> None:
         self._scope = scope
         self._receive = receive
-        self._passed_on = send
+        self._pass_on = send
         self._arrival = arrival
         self._limits = limits
         self._begun = False
@@ -158,12 +158,13 @@ class _Answer:
         await response(scope, self._receive, self._send)
 
     async def _send(self, message: Message) -> None:
+        """Pass a message on; the last one of an answer only when the rest of the request's body is read."""
         ends = message["type"] == "http.response.body" and not message.get("more_body", False)
         if ends and not self._arrival.complete:
-            await self._passed_on({**message, "more_body": True})
+            await self._pass_on({**message, "more_body": True})
             await bodies.throw_away(self._receive, self._limits, self._arrival)
             message = {"type": "http.response.body", "body": b""}
-        await self._passed_on(message)
+        await self._pass_on(message)
 
     def _hang_up(self, headers: MutableHeaders) -> None:
         """Close the connection after the answer, where the rest of the body would come in between."""
