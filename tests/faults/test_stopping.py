@@ -66,6 +66,18 @@ def test_t11_a_second_signal_exits_now(tmp_path: Path) -> None:
     assert checkpointing.found(tmp_path / "checkpoints") == []
 
 
+def test_t11_who_is_told_to_stop_saves_before_a_grid_is_drawn(tmp_path: Path) -> None:
+    saved: list[list[str]] = []
+
+    def sampler(modules: object, recipe: object, images_seen: int) -> None:
+        saved.append([folder.name for folder in checkpointing.found(tmp_path / "checkpoints")])
+
+    result = tiny_runs.run(
+        "denoiser", tmp_path, "samples.every_images=16", on_progress=send("SIGTERM", at=12), sampler=sampler
+    )
+    assert (result.stopped, saved) == ("SIGTERM", [[f"{16:010d}"]])
+
+
 def test_a_time_limit_saves_and_stops(tmp_path: Path) -> None:
     result = tiny_runs.run("denoiser", tmp_path, "stop.hours=1e-9")
     assert (result.stopped, result.images_seen) == ("hours", 4)

@@ -140,13 +140,14 @@ class Loop:
                     left = max(0.0, rest)
                     goal = min(goal, seen + round(left * rate))
                 self.hooks.on_progress(Progress(seen, goal, rate, left, values))
-            every = recipe.samples.every_images
-            if every and (_crossed(seen, size, every) or reason == "images"):
-                self._observe()
             every = recipe.runtime.checkpoint_images
             if reason or save_due or (every and _crossed(seen, size, every)):
                 self._save(extra)
                 saved, saved_images = time.monotonic(), seen
+            # After saving: who is told to stop may not be given the time that a grid takes.
+            every = recipe.samples.every_images
+            if every and (_crossed(seen, size, every) or reason == "images"):
+                self._observe()
         if saved_images != state.images_seen or not checkpointing.found(self.folder / "checkpoints"):
             self._save(extra)
         if self.save_error is not None:
