@@ -57,9 +57,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
-    # First: pytest-xdist gives them all to one process, and they take it as long as all others take two.
-    # Those others are behind them in its share, from whose end processes that have nothing left take.
-    items.sort(key=lambda item: HERE not in item.path.parents)
 
 
 @dataclass
