@@ -78,6 +78,7 @@ def pixels(studio: Studio, image_id: str) -> np.ndarray[Any, Any]:
         return np.asarray(image.convert("RGB"), dtype=np.int16)
 
 
+@pytest.mark.soak  # a minute of one process, for what tests/api and tests/faults/server train without a page
 def test_a_lora_is_trained_through_a_reload_and_used(
     school: Studio, open_page: Callable[..., Page], heard: Any
 ) -> None:
